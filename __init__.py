@@ -1,0 +1,1 @@
+"""xrlflow: make neural networks faster without changing what they compute."""

@@ -1,0 +1,109 @@
+"""The account of a result: which substitutions separate it from the input, where, and what each is predicted to gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cost.base import Cost
+    from .egraph.space import SearchSpace, Selection
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """A connected region of the graph that was replaced.
+
+    rules: names of the rules that made the new operators. site: names of the values at the region's edge, as the
+    input model calls them. scope: how many equal regions (same rules, same operators out and in) this entry stands
+    for. removed, added: operators of one region. predicted_gain: milliseconds under the cost model, all regions
+    together. measured_gain: milliseconds, or None when it was not measured on its own.
+    """
+
+    rules: tuple[str, ...]
+    site: tuple[str, ...]
+    scope: int
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    predicted_gain: float
+    measured_gain: float | None = None
+
+    def __str__(self) -> str:
+        times = f" at {self.scope} sites" if self.scope > 1 else ""
+        where = f" ({self.site[0]})" if self.site else ""
+        return f"{', '.join(self.rules) or 'shared by congruence'}{times}{where}: {self.predicted_gain:+.4f} ms predicted"
+
+
+def substitutions(space: SearchSpace, selection: Selection, cost: Cost) -> list[Substitution]:
+    """What `selection` changed against the input graph, the largest predicted gain first.
+
+    Regions are the connected components of the classes that the two do not compute alike; constants are left out,
+    they are folded. Operators that rules proved superfluous (`Transpose(Transpose(x))`) make regions of their own.
+    """
+    old, new = space.original.choice, selection.choice
+    differ = [c for c in range(space.n_classes) if old[c] != new[c] and not space.const[c]]
+    regions = _components(space, differ, selection)
+    found: dict[tuple[Any, ...], Substitution] = {}
+    for region in regions:
+        out = [int(old[c]) for c in region if old[c] >= 0]
+        put = [int(new[c]) for c in region if new[c] >= 0]
+        gain = float(cost.prices[out].sum() - cost.prices[put].sum())
+        _note(found, space, out, put, region, gain)
+    extra = list(space.baseline.tolist())
+    for c in range(space.n_classes):
+        if old[c] in extra:
+            extra.remove(int(old[c]))
+    for i in extra:
+        _note(found, space, [i], [], [int(space.node_class[i])], float(cost.prices[i]))
+    return sorted(found.values(), key=lambda s: (-s.predicted_gain, s.site))
+
+
+def _note(
+    found: dict[tuple[Any, ...], Substitution],
+    space: SearchSpace,
+    out: list[int],
+    put: list[int],
+    region: Iterable[int],
+    gain: float,
+) -> None:
+    rules = {r for i in put for r in space.rules[i]}
+    if not put:
+        rules = {r for c in region for i in space.nodes_of(c) for r in space.rules[i]}
+    site = tuple(n for c in region for n in space.names[c][:1])
+    removed, added = (tuple(sorted(space.ops[i] for i in nodes if space.ops[i] != "Get")) for nodes in (out, put))
+    key = (tuple(sorted(rules)), removed, added)
+    known = found.get(key)
+    if known is not None:
+        found[key] = Substitution(
+            key[0], known.site + site, known.scope + 1, removed, added, known.predicted_gain + gain
+        )
+    else:
+        found[key] = Substitution(key[0], site, 1, removed, added, gain)
+
+
+def _components(space: SearchSpace, classes: list[int], selection: Selection) -> list[list[int]]:
+    """Connected components of `classes` along the edges of both selections, each sorted."""
+    parent = {c: c for c in classes}
+
+    def find(c: int) -> int:
+        while parent[c] != c:
+            parent[c] = parent[parent[c]]
+            c = parent[c]
+        return c
+
+    for c in classes:
+        for choice in (space.original.choice, selection.choice):
+            if choice[c] >= 0:
+                for k in space.child_lists[int(choice[c])]:
+                    if k in parent:
+                        parent[find(c)] = find(k)
+    groups: dict[int, list[int]] = {}
+    for c in classes:
+        groups.setdefault(find(c), []).append(c)
+    return sorted(groups.values())
+
+
+def as_json(items: list[Substitution], limit: int = 8) -> list[dict[str, Any]]:
+    """For the run's record; at most `limit` names of each site."""
+    return [{**asdict(s), "site": list(s.site[:limit])} for s in items]

@@ -1,0 +1,44 @@
+"""The rules, one file per family; each rule is one readable definition with its guards and its own tests.
+
+Here are mathematics only: profit is the extractor's business, matching that of `egraph.saturate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+
+from .language import Guard, Rule
+
+__all__ = ["Guard", "Rule", "families", "rule_set"]
+
+
+@cache
+def families() -> dict[str, tuple[Rule, ...]]:
+    """All rules by family, in the order in which they fire."""
+    from . import activation, convolution, elementwise, layout, matmul
+
+    found = {m.__name__.rpartition(".")[2]: m.RULES for m in (elementwise, layout, activation, matmul, convolution)}
+    result = {name: tuple(replace(r, family=name) for r in rules) for name, rules in found.items()}
+    names = [r.name for rules in result.values() for r in rules]
+    assert len(names) == len(set(names)), "rule names must be unique"
+    return result
+
+
+def rule_set(only: Iterable[str] | None = None, without: Iterable[str] = ()) -> tuple[Rule, ...]:
+    """The rules of the families `only` (all by default), less the rules or families named in `without`.
+
+    Rules tagged `approx` are never among them unless named. Raises `KeyError` with the unknown name.
+    """
+    known = families()
+    rules = {r.name: r for group in known.values() for r in group}
+    wanted, unwanted = list(known) if only is None else list(only), set(without)
+    for name in (*wanted, *sorted(unwanted)):
+        if name not in known and name not in rules:
+            raise KeyError(name)
+    chosen = [r for name in wanted for r in known.get(name, (rules.get(name),)) if r is not None]
+    return tuple(
+        r for r in chosen
+        if r.name not in unwanted and r.family not in unwanted and (r.tag != "approx" or r.name in wanted)
+    )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Terms: every expression ever put into the e-graph, hash-consed, with what rules may ask of it.
+
+A term is known by its *key*, a small integer; operands have smaller keys than the terms that use them. egglog holds
+the same terms and decides which of them are equal; `find` maps a key to the smallest key of its e-class, as of the
+last exchange with egglog. Facts about a class (type, constness) are kept at that smallest key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .graph import Attributes, Graph, TensorType, TupleType, Type, Weight, attributes
+from .operators import IllTyped, core, infer
+
+COMMUTATIVE = ("Add", "Mul")
+ORIGINAL = -1
+"""Maker of the terms of the input graph (others are made by the rule with that number)."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbolic extent as rules see it: it can be compared, any arithmetic with it is a `TypeError`."""
+
+    name: str
+
+
+@dataclass
+class TermGraph:
+    """Growing table of terms. Lists are indexed by key."""
+
+    ops: list[str] = field(default_factory=list)
+    attribute_ids: list[int] = field(default_factory=list)
+    operands: list[tuple[int, ...]] = field(default_factory=list)
+    types: list[Type] = field(default_factory=list)
+    const: list[bool] = field(default_factory=list)
+    lowest: list[int] = field(default_factory=list)
+    """Smallest key of the weight matrices inside a constant term; -1 if there are none. Orders sibling merges."""
+    highest: list[int] = field(default_factory=list)
+    makers: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    attribute_table: list[Attributes] = field(default_factory=list)
+    weights: dict[str, Weight] = field(default_factory=dict)
+    maker: int = ORIGINAL
+    """The rule that new terms are credited to."""
+    _index: dict[tuple[str, int, tuple[int, ...]], int] = field(default_factory=dict)
+    _attribute_index: dict[Attributes, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def find(self, key: int) -> int:
+        """Smallest known key of the class of `key`."""
+        while self.parent[key] != key:
+            self.parent[key] = self.parent[self.parent[key]]
+            key = self.parent[key]
+        return key
+
+    def merge(self, a: int, b: int) -> int:
+        """Note that two keys are in one class; the smaller representative stays and takes over the facts."""
+        a, b = self.find(a), self.find(b)
+        if a == b:
+            return a
+        a, b = min(a, b), max(a, b)
+        self.parent[b] = a
+        self.const[a] = self.const[a] or self.const[b]
+        known = [k for k in (self.lowest[a], self.lowest[b]) if k >= 0]
+        self.lowest[a] = min(known, default=-1)
+        self.highest[a] = max(self.highest[a], self.highest[b])
+        return a
+
+    def attribute_id(self, attrs: Attributes) -> int:
+        """The number of this set of attributes (a new one if it was never seen)."""
+        if attrs not in self._attribute_index:
+            self._attribute_index[attrs] = len(self.attribute_table)
+            self.attribute_table.append(attrs)
+        return self._attribute_index[attrs]
+
+    def add(self, op: str, attrs: Attributes, operands: Sequence[int], type: Type | None = None) -> int:
+        """Key of this term. Raises `IllTyped` if the operator does not apply; `type` is needed where not core."""
+        kids = tuple(self.find(k) for k in operands)
+        if op in COMMUTATIVE:
+            # a sum's constants come last, else the order of making counts: no rule for commutativity is needed
+            kids = tuple(sorted(kids, key=lambda k: (self.const[k], k)))
+        a = self.attribute_id(attrs)
+        found = self._index.get((op, a, kids))
+        if found is not None:
+            return found
+        if type is None:
+            type = infer(op, attrs, [self.types[k] for k in kids])
+        key = len(self.ops)
+        const = op == "Weight" or (core(op) and bool(kids) and all(self.const[k] for k in kids))
+        if op == "Weight":
+            # scales, biases and what rules add (zeros) do not own the order of a merge: they must not block it
+            matrix = isinstance(type, TensorType) and (type.rank or 0) >= 2 and type.elements > 1
+            lowest = key if matrix and self.maker == ORIGINAL else -1
+            highest = lowest
+        else:
+            lowest = min((self.lowest[k] for k in kids if self.lowest[k] >= 0), default=-1) if const else -1
+            highest = max((self.highest[k] for k in kids), default=-1) if const else -1
+        self.ops.append(op)
+        self.attribute_ids.append(a)
+        self.operands.append(kids)
+        self.types.append(type)
+        self.const.append(const)
+        self.lowest.append(lowest)
+        self.highest.append(highest)
+        self.makers.append(self.maker)
+        self.parent.append(key)
+        self._index[op, a, kids] = key
+        return key
+
+    def weight(self, weight: Weight) -> int:
+        """Key of a weight leaf."""
+        self.weights.setdefault(weight.digest, weight)
+        return self.add("Weight", attributes(digest=weight.digest), (), weight.type)
+
+    def insert(self, graph: Graph) -> list[int]:
+        """Add every node of `graph`; returns the key of each."""
+        keys: list[int] = []
+        self.weights.update(graph.weights)
+        for node in graph.nodes:
+            keys.append(self.add(node.op, node.attributes, [keys[i] for i in node.inputs], node.type))
+        return keys
+
+    def attrs(self, key: int) -> dict[str, Any]:
+        """Attributes of a term as a new dictionary."""
+        return dict(self.attribute_table[self.attribute_ids[key]])
+
+
+class Term:
+    """A term as the text of a rule sees it: `x.shape`, `x.rank`, `x.const`, `s[0]`, …"""
+
+    __slots__ = ("key", "terms")
+
+    def __init__(self, terms: TermGraph, key: int) -> None:
+        self.terms = terms
+        self.key = key
+
+    @property
+    def type(self) -> Type:
+        return self.terms.types[self.terms.find(self.key)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents; a symbolic one is a `Symbol`, with which one cannot reckon."""
+        kind = self.type
+        if not isinstance(kind, TensorType) or kind.shape is None:
+            raise IllTyped(f"{kind} has no known shape")
+        return tuple(Symbol(d) if isinstance(d, str) else d for d in kind.shape)  # type: ignore[misc]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def last(self) -> int:
+        """The last axis."""
+        return self.rank - 1
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, all extents known."""
+        count = 1
+        for d in self.shape:
+            count *= d
+        return count
+
+    @property
+    def dtype(self) -> str:
+        kind = self.type
+        return kind.dtype if isinstance(kind, TensorType) else "tuple"
+
+    @property
+    def const(self) -> bool:
+        """Whether it depends on weights only."""
+        return self.terms.const[self.terms.find(self.key)]
+
+    @property
+    def lowest(self) -> int:
+        return self.terms.lowest[self.terms.find(self.key)]
+
+    @property
+    def highest(self) -> int:
+        return self.terms.highest[self.terms.find(self.key)]
+
+    @property
+    def value(self) -> np.ndarray | None:
+        """The values of a small weight, else None."""
+        for key in {self.key, self.terms.find(self.key)}:
+            if self.terms.ops[key] == "Weight":
+                return self.terms.weights[self.terms.attrs(key)["digest"]].value
+        return None
+
+    def all_equal(self, number: float) -> bool:
+        """Whether this is a small weight with every element exactly `number`."""
+        value = self.value
+        return value is not None and bool(np.all(np.asarray(value, dtype=np.float64) == number))
+
+    def broadcasts_along(self, axis: int, rank: int) -> bool:
+        """Whether, as an operand of a result of rank `rank`, its extent along `axis` is 1 (or missing)."""
+        own = axis - (rank - self.rank)
+        return own < 0 or self.shape[own] == 1
+
+    def __getitem__(self, index: int) -> Term:
+        if not isinstance(self.type, TupleType):
+            raise IllTyped("only operators with several outputs have parts")
+        return Term(self.terms, self.terms.add("Get", attributes(index=index), (self.key,)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Term) and self.terms.find(self.key) == other.terms.find(other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.terms.find(self.key))
+
+    def __repr__(self) -> str:
+        return f"{self.terms.ops[self.key]}#{self.key}: {self.type}"
+
+
+def operator(terms: TermGraph, op: str) -> Callable[..., Term]:
+    """The core operator `op` as a function from terms to a term, for the text of rules."""
+
+    def make(*operands: Term, **attrs: Any) -> Term:
+        return Term(terms, terms.add(op, attributes(**attrs), [t.key for t in operands]))
+
+    return make
+
+
+def constant(terms: TermGraph, array: np.ndarray, dtype: str) -> Term:
+    """A new weight with these values."""
+    array = np.asarray(array)
+    return Term(terms, terms.weight(Weight.of(array if dtype == "bfloat16" else array.astype(dtype), "", dtype)))

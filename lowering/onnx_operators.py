@@ -1,0 +1,350 @@
+"""ONNX operators in core form: for each, how its node of any opset becomes a core operator of `egraph.operators`.
+
+A converter takes a `Site` and returns a `Core`, or raises `NotCore` with the reason: the node then stays opaque.
+Operator versions are those of https://onnx.ai/onnx/operators/; every converter knows opsets 7 to 22 and later ones
+that changed element types only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..egraph.graph import TensorType
+from ..egraph.operators import BINARY, UNARY
+
+_EPSILON = float(np.float32(1e-5))
+
+
+class NotCore(Exception):
+    """The node does not fit the core form; the message says why."""
+
+
+class Core(NamedTuple):
+    """A core operator: its name, which of the node's operands it takes, and its attributes."""
+
+    op: str
+    operands: tuple[int, ...]
+    attrs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One ONNX node as converters see it.
+
+    attrs: the node's own attributes. types: the operands' types, None for an operand that is not given.
+    constant: value of an operand that is a weight, else None. outputs: how many outputs are given and read.
+    listed: how many outputs are given at all. result: the type that ONNX inferred for the first output, if any.
+    """
+
+    op: str
+    opset: int
+    attrs: dict[str, Any]
+    types: Sequence[TensorType | None]
+    constant: Callable[[int], np.ndarray | None]
+    outputs: int
+    listed: int
+    result: TensorType | None
+
+    def given(self, k: int) -> bool:
+        return k < len(self.types) and self.types[k] is not None
+
+    def shape(self, k: int = 0) -> tuple[int | str, ...]:
+        kind = self.types[k] if self.given(k) else None
+        if kind is None or kind.shape is None:
+            raise NotCore(f"the rank of operand {k} is not known")
+        return kind.shape
+
+    def known_shape(self, k: int = 0) -> tuple[int, ...]:
+        shape = self.shape(k)
+        if not all(isinstance(d, int) for d in shape):
+            raise NotCore(f"operand {k} has extents that are not known")
+        return tuple(int(d) for d in shape)
+
+    def values(self, k: int) -> tuple[int, ...] | None:
+        """Operand k as integers; None if it is not given."""
+        if not self.given(k):
+            return None
+        value = self.constant(k)
+        if value is None:
+            raise NotCore(f"operand {k} is computed, not constant")
+        return tuple(int(v) for v in value.reshape(-1))
+
+    def axis(self, axis: int, rank: int) -> int:
+        if not -rank <= axis < rank:
+            raise NotCore(f"axis {axis} of a tensor of rank {rank}")
+        return axis % rank
+
+    def axes(self, since: int) -> tuple[int, ...] | None:
+        """`axes`: an attribute below opset `since`, the second operand from then on."""
+        if self.opset < since:
+            found = self.attrs.get("axes")
+            return None if found is None else tuple(found)
+        return self.values(1)
+
+
+Converter = Callable[[Site], Core]
+CONVERTERS: dict[str, Converter] = {}
+
+
+def _converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Converter], Converter]:
+    """Register a converter; it is used where the node has no attributes but `attrs` and at most `outputs` read outputs."""
+    known = frozenset(attrs.split())
+
+    def register(convert: Converter) -> Converter:
+        def checked(site: Site) -> Core:
+            unknown = sorted(site.attrs.keys() - known)
+            if unknown:
+                raise NotCore(f"attribute {unknown[0]}")
+            if site.outputs > outputs:
+                raise NotCore("a second output is used")
+            return convert(site)
+
+        CONVERTERS.update(dict.fromkeys(ops, checked))
+        return checked
+
+    return register
+
+
+@_converts(*UNARY, *BINARY, "MatMul", "GlobalAveragePool")
+def _plain(s: Site) -> Core:
+    return Core(s.op, tuple(range(len(s.types))), {})
+
+
+@_converts("Gemm", attrs="alpha beta transA transB")
+def _gemm(s: Site) -> Core:
+    addend = s.given(2)
+    attrs = {
+        "alpha": float(s.attrs.get("alpha", 1.0)),
+        "beta": float(s.attrs.get("beta", 1.0)) if addend else 1.0,
+        "transA": int(bool(s.attrs.get("transA", 0))),
+        "transB": int(bool(s.attrs.get("transB", 0))),
+    }
+    return Core("Gemm", (0, 1, 2) if addend else (0, 1), attrs)
+
+
+def _pads(s: Site, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
+    """Explicit padding: all begins, then all ends."""
+    n, auto = len(kernel), s.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        pads = tuple(s.attrs.get("pads", (0,) * (2 * n)))
+        if len(pads) != 2 * n or min(pads) < 0:
+            raise NotCore(f"pads {pads}")
+        return pads
+    if s.attrs.get("ceil_mode", 0):
+        raise NotCore("auto_pad together with ceil_mode")
+    if auto == "VALID":
+        return (0,) * (2 * n)
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        raise NotCore(f"auto_pad {auto}")
+    if any(d != 1 for d in dilations):
+        raise NotCore("auto_pad together with dilations")  # runtimes disagree
+    begins, ends = [], []
+    for extent, k, stride in zip(s.shape()[2:], kernel, strides, strict=True):
+        if not isinstance(extent, int):
+            raise NotCore("auto_pad over an extent that is not known")
+        total = max((-(-extent // stride) - 1) * stride + k - extent, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(large if auto == "SAME_LOWER" else small)
+        ends.append(small if auto == "SAME_LOWER" else large)
+    return (*begins, *ends)
+
+
+def _window(s: Site, kernel: Sequence[int]) -> dict[str, Any]:
+    ones = (1,) * len(kernel)
+    strides, dilations = tuple(s.attrs.get("strides", ones)), tuple(s.attrs.get("dilations", ones))
+    if not kernel or len(s.shape()) != len(kernel) + 2 or {len(strides), len(dilations)} != {len(kernel)}:
+        raise NotCore("window attributes of different lengths")
+    if min(*kernel, *strides, *dilations) < 1:
+        raise NotCore("window attributes below 1")
+    return {"strides": strides, "dilations": dilations, "pads": _pads(s, kernel, strides, dilations)}
+
+
+@_converts("Conv", attrs="auto_pad dilations group kernel_shape pads strides")
+def _conv(s: Site) -> Core:
+    weight = s.known_shape(1)
+    if len(weight) < 3 or tuple(s.attrs.get("kernel_shape", weight[2:])) != weight[2:]:
+        raise NotCore("kernel_shape does not fit the weight")
+    attrs = {**_window(s, weight[2:]), "group": int(s.attrs.get("group", 1))}
+    return Core("Conv", (0, 1, 2) if s.given(2) else (0, 1), attrs)
+
+
+@_converts("BatchNormalization", attrs="epsilon momentum spatial training_mode", outputs=1)
+def _batch_normalization(s: Site) -> Core:
+    if s.attrs.get("training_mode", 0) or s.listed > 1 or not s.attrs.get("spatial", 1):
+        raise NotCore("training mode, or statistics of single positions")
+    return Core("BatchNormalization", (0, 1, 2, 3, 4), {"epsilon": float(s.attrs.get("epsilon", _EPSILON))})
+
+
+@_converts("MaxPool", attrs="auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
+def _max_pool(s: Site) -> Core:
+    kernel = tuple(s.attrs["kernel_shape"])
+    return Core("MaxPool", (0,), {"kernel": kernel, **_window(s, kernel), "ceil": int(s.attrs.get("ceil_mode", 0))})
+
+
+@_converts("AveragePool", attrs="auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
+def _average_pool(s: Site) -> Core:
+    kernel = tuple(s.attrs["kernel_shape"])
+    attrs = {"kernel": kernel, **_window(s, kernel), "ceil": int(s.attrs.get("ceil_mode", 0))}
+    return Core("AveragePool", (0,), {**attrs, "include_pad": int(bool(s.attrs.get("count_include_pad", 0)))})
+
+
+@_converts("Softmax", attrs="axis")
+def _softmax(s: Site) -> Core:
+    rank = len(s.shape())
+    if s.opset >= 13:
+        return Core("Softmax", (0,), {"axis": s.axis(s.attrs.get("axis", -1), rank)})
+    # Up to opset 12 the operand is coerced to a matrix [before axis, from axis on]: the softmax of one axis only
+    # where all others from there on have extent 1.
+    axis = s.axis(s.attrs.get("axis", 1), rank)
+    wide = [i for i in range(axis, rank) if s.shape()[i] != 1]
+    if len(wide) > 1:
+        raise NotCore("a softmax over several axes")
+    return Core("Softmax", (0,), {"axis": wide[0] if wide else axis})
+
+
+@_converts("LayerNormalization", attrs="axis epsilon stash_type")
+def _layer_normalization(s: Site) -> Core:
+    if s.attrs.get("stash_type", 1) != 1:
+        raise NotCore("stash_type other than float")
+    axis = s.axis(s.attrs.get("axis", -1), len(s.shape()))
+    attrs = {"axis": axis, "epsilon": float(s.attrs.get("epsilon", _EPSILON))}
+    return Core("LayerNormalization", (0, 1, 2) if s.given(2) else (0, 1), attrs)
+
+
+@_converts("ReduceMean", attrs="axes keepdims noop_with_empty_axes")
+def _reduce_mean(s: Site) -> Core:
+    rank, axes = len(s.shape()), s.axes(since=18)
+    if axes is None and not s.attrs.get("noop_with_empty_axes", 0):
+        axes = tuple(range(rank))
+    if not axes:
+        raise NotCore("no axes")
+    resolved = tuple(sorted({s.axis(a, rank) for a in axes}))
+    return Core("ReduceMean", (0,), {"axes": resolved, "keepdims": int(bool(s.attrs.get("keepdims", 1)))})
+
+
+@_converts("Concat", attrs="axis")
+def _concat(s: Site) -> Core:
+    return Core("Concat", tuple(range(len(s.types))), {"axis": s.axis(s.attrs["axis"], len(s.shape()))})
+
+
+@_converts("Split", attrs="axis num_outputs split", outputs=1 << 30)
+def _split(s: Site) -> Core:
+    axis = s.axis(s.attrs.get("axis", 0), len(s.shape()))
+    sizes = s.values(1) if s.opset >= 13 else s.attrs.get("split")
+    if sizes is None:
+        extent, parts = s.shape()[axis], s.listed
+        if not isinstance(extent, int):
+            raise NotCore("Split of an extent that is not known")
+        if s.opset >= 18 and s.attrs.get("num_outputs") != parts:
+            raise NotCore("num_outputs does not fit")
+        part = -(-extent // parts)
+        sizes = (*(part,) * (parts - 1), extent - part * (parts - 1))
+        if s.opset < 18 and extent % parts:
+            raise NotCore("Split into unequal parts")
+    if len(sizes) != s.listed:
+        raise NotCore("Split with more or fewer outputs than sizes")
+    return Core("Split", (0,), {"axis": axis, "sizes": tuple(sizes)})
+
+
+@_converts("Slice", attrs="axes ends starts")
+def _slice(s: Site) -> Core:
+    if s.opset < 10:
+        starts, ends, axes, steps = s.attrs["starts"], s.attrs["ends"], s.attrs.get("axes"), None
+    else:
+        starts, ends, axes, steps = s.values(1), s.values(2), s.values(3), s.values(4)
+    if starts is None or ends is None or any(step != 1 for step in steps or ()):
+        raise NotCore("a step other than 1")
+    shape = s.shape()
+    axes = [s.axis(a, len(shape)) for a in (range(len(starts)) if axes is None else axes)]
+    if not len(axes) == len(starts) == len(ends) or len(set(axes)) != len(axes):
+        raise NotCore("bounds and axes do not fit together")
+    bounds = []
+    for axis, start, end in sorted(zip(axes, starts, ends, strict=True)):
+        extent = shape[axis]
+        if not isinstance(extent, int):
+            raise NotCore("Slice of an extent that is not known")
+        first, last, _ = slice(start, end, 1).indices(extent)
+        bounds.append((axis, first, max(first, last)))
+    ordered = {"axes": [b[0] for b in bounds], "starts": [b[1] for b in bounds], "ends": [b[2] for b in bounds]}
+    return Core("Slice", (0,), ordered)
+
+
+@_converts("Transpose", attrs="perm")
+def _transpose(s: Site) -> Core:
+    rank = len(s.shape())
+    return Core("Transpose", (0,), {"perm": tuple(s.attrs.get("perm", range(rank - 1, -1, -1)))})
+
+
+def _reshaped(s: Site, shape: Sequence[int]) -> Core:
+    if prod(s.known_shape()) == 0 or 0 in shape:
+        raise NotCore("an empty tensor")  # a 0 in the shape would mean "as before" in older opsets
+    return Core("Reshape", (0,), {"shape": tuple(shape)})
+
+
+@_converts("Reshape", attrs="allowzero")
+def _reshape(s: Site) -> Core:
+    before = s.known_shape()
+    try:
+        wanted = s.values(1) or ()
+    except NotCore:
+        # A shape that the model computes is as good as constant where ONNX could follow the computation.
+        if s.result is None or not s.result.concrete:
+            raise
+        return _reshaped(s, [int(d) for d in s.result.shape or ()])
+    if 0 in wanted and s.attrs.get("allowzero", 0):
+        raise NotCore("an empty tensor")
+    if any(d == 0 and i >= len(before) for i, d in enumerate(wanted)) or wanted.count(-1) > 1 or min(wanted, default=1) < -1:
+        raise NotCore(f"shape {wanted}")
+    shape = [before[i] if d == 0 else d for i, d in enumerate(wanted)]
+    if -1 in shape:
+        rest = -prod(shape)
+        if rest == 0 or prod(before) % rest:
+            raise NotCore(f"shape {wanted} for a tensor of shape {before}")
+        shape[shape.index(-1)] = prod(before) // rest
+    return _reshaped(s, shape)
+
+
+@_converts("Flatten", attrs="axis")
+def _flatten(s: Site) -> Core:
+    shape = s.known_shape()
+    axis = s.attrs.get("axis", 1)
+    if not -len(shape) <= axis <= len(shape):
+        raise NotCore(f"axis {axis}")
+    axis = axis + len(shape) if axis < 0 else axis
+    return _reshaped(s, (prod(shape[:axis]), prod(shape[axis:])))
+
+
+@_converts("Squeeze", attrs="axes")
+def _squeeze(s: Site) -> Core:
+    shape, axes = s.known_shape(), s.axes(since=13)
+    gone = {s.axis(a, len(shape)) for a in axes} if axes is not None else {i for i, d in enumerate(shape) if d == 1}
+    if any(shape[a] != 1 for a in gone):
+        raise NotCore("Squeeze of an extent other than 1")
+    return _reshaped(s, [d for i, d in enumerate(shape) if i not in gone])
+
+
+@_converts("Unsqueeze", attrs="axes")
+def _unsqueeze(s: Site) -> Core:
+    shape, axes = list(s.known_shape()), s.axes(since=13)
+    if axes is None:
+        raise NotCore("no axes")
+    rank = len(shape) + len(axes)
+    made = sorted(s.axis(a, rank) for a in axes)
+    if len(set(made)) != len(made):
+        raise NotCore("an axis given twice")
+    for a in made:
+        shape.insert(a, 1)
+    return _reshaped(s, shape)
+
+
+def convert(site: Site) -> Core:
+    """The node's core form. Raises `NotCore`, or `KeyError` for an attribute that ONNX demands and that is missing."""
+    converter = CONVERTERS.get(site.op)
+    if converter is None:
+        raise NotCore("not a core operator")
+    return converter(site)

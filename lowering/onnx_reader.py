@@ -1,0 +1,472 @@
+"""ONNX models read into graphs.
+
+Every operator that fits the core form of `egraph.operators` exactly becomes a core operator; all others stay opaque
+and keep their `NodeProto`. Nothing here recurses along the graph, so its depth does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
+
+from ..egraph.graph import Attributes, Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
+from ..egraph.operators import IllTyped, infer
+from ..errors import UserError
+from .onnx_operators import CONVERTERS, NotCore, Site, convert
+from .onnx_tensor import (
+    UNKNOWN, OnnxSource, Symbols, dense, numpy_dtype, stored_weight, subgraphs, tensor_type, uniform_weight,
+)  # fmt: skip
+
+OLDEST_OPSET = 7
+"""Before opset 7 broadcasting was an attribute."""
+
+_RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
+_PURE_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
+_LARGE = 1024
+"""Initializers of more bytes are left out of the copy that shape inference gets: it reads only small ones."""
+
+
+def load(source: str | os.PathLike[str] | bytes | ModelProto) -> Graph:
+    """Read an ONNX model from a file, from bytes or from a `ModelProto`.
+
+    Weights stay where they are (external data memory-mapped) until they are needed.
+    Raises `UserError` if there is no such file, it is no valid ONNX model, or its opset is not supported.
+    """
+    model, path = _parse(source)
+    label = str(path) if path else "the model"
+    _check(model, label)
+    return _Reader(model, path, label).graph()
+
+
+def _parse(source: str | os.PathLike[str] | bytes | ModelProto) -> tuple[ModelProto, Path | None]:
+    if isinstance(source, ModelProto):
+        copy = ModelProto()  # the graph keeps references into the model, which the caller may change
+        copy.CopyFrom(source)
+        return copy, None
+    path = None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data, label = bytes(source), "these bytes"
+    else:
+        path = Path(source)
+        label = str(path)
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the path of an ONNX file")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not data:
+        raise UserError(f"{label}: an empty file, not an ONNX model")
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise UserError(f"{label}: not an ONNX model, or a truncated one") from error
+    return model, path
+
+
+def _check(model: ModelProto, label: str) -> None:
+    if not model.HasField("graph"):
+        raise UserError(f"{label}: not an ONNX model, or one without a graph")
+    if not model.graph.output:
+        raise UserError(f"{label}: the model's graph has no outputs (is the file truncated?)")
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    if "" in versions or not versions:
+        version, newest = versions.get("", 1), onnx.defs.onnx_opset_version()
+        if version < OLDEST_OPSET:
+            raise UserError(
+                f"{label}: opset {version} is older than {OLDEST_OPSET}; convert it with onnx.version_converter first"
+            )
+        if version > newest:
+            raise UserError(f"{label}: opset {version} is newer than {newest}, the last one that the installed onnx knows")
+
+
+class _Reader:
+    def __init__(self, model: ModelProto, path: Path | None, label: str) -> None:
+        self.model, self.path, self.label = model, path, label
+        self.folder = path.parent if path else None
+        self.builder = GraphBuilder()
+        self.values: dict[str, int] = {}
+        self.symbols = Symbols()
+        self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
+        self.output_names = [o.name for o in model.graph.output]
+        self.claimed: dict[int, str] = {}
+        """The graph output that bears the value of a node."""
+        self.readers: set[str] = set(self.output_names)
+        self.opset = next((o.version for o in model.opset_import if _domain(o.domain) == ""), 18)
+        self.external = False
+        self.types: dict[str, TensorType] = {}
+
+    def graph(self) -> Graph:
+        graph = self.model.graph
+        nodes = self._sorted(list(graph.node))
+        self.types = _types(self.model, self.symbols, self.functions)
+        defaults = self._initializers()
+        for number, node in enumerate(nodes):
+            self._node(number, node)
+        outputs: dict[str, int] = {}
+        for name in self.output_names:
+            if name not in self.values:
+                raise UserError(f"{self.label}: nothing produces the output {name!r} (is the file truncated?)")
+            if name in outputs:
+                raise UserError(f"{self.label}: two outputs are named {name!r}")
+            outputs[name] = self.values[name]
+        source = OnnxSource(_skeleton(self.model), defaults, self.external, self.path)
+        return self.builder.build(outputs, source)
+
+    def _sorted(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """The nodes in an order in which operands come first: their own where possible."""
+        graph = self.model.graph
+        known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+        known |= {s.values.name for s in graph.sparse_initializer}
+        self.reads = [[*filter(None, n.input), *_captures(n)] for n in nodes]
+        self.readers.update(name for names in self.reads for name in names)
+        made: dict[str, int] = {}
+        for i, n in enumerate(nodes):
+            for name in filter(None, n.output):
+                if name in made or name in known:
+                    raise UserError(f"{self.label}: the value {name!r} is produced twice")
+                made[name] = i
+        waiting: list[int] = []
+        users: list[list[int]] = [[] for _ in nodes]
+        for i, names in enumerate(self.reads):
+            sources = {made[name] for name in names if name in made}
+            lost = [name for name in names if name not in made and name not in known]
+            if lost:
+                raise UserError(
+                    f"{self.label}: node {nodes[i].name or i} ({nodes[i].op_type}) reads {lost[0]!r}, which nothing "
+                    "produces (is the file truncated?)"
+                )
+            waiting.append(len(sources))
+            for j in sources:
+                users[j].append(i)
+        import heapq
+
+        ready = [i for i, count in enumerate(waiting) if count == 0]
+        order: list[int] = []
+        while ready:
+            i = heapq.heappop(ready)
+            order.append(i)
+            for j in users[i]:
+                waiting[j] -= 1
+                if waiting[j] == 0:
+                    heapq.heappush(ready, j)
+        if len(order) < len(nodes):
+            raise UserError(f"{self.label}: the graph has a cycle")
+        return [nodes[i] for i in order]
+
+    def _initializers(self) -> dict[str, TensorProto]:
+        """Make the leaves. Returns the initializers that callers may override: they stay inputs."""
+        graph = self.model.graph
+        tensors = {t.name: t for t in graph.initializer}
+        overridable = self.model.ir_version >= 4
+        defaults: dict[str, TensorProto] = {}
+        for info in graph.input:
+            if info.name not in tensors or overridable:
+                kind = tensor_type(info.type, self.symbols) or TensorType(None, UNKNOWN)
+                self.values[info.name] = self.builder.input(info.name, kind)
+                if info.name in tensors:
+                    defaults[info.name] = tensors[info.name]
+        for name, proto in tensors.items():
+            if name not in defaults and name in self.readers:
+                self._weight(name, stored_weight(proto, name, self.folder))
+                self.external |= proto.data_location == TensorProto.EXTERNAL
+        for sparse in graph.sparse_initializer:
+            self._weight(sparse.values.name, Weight.of(dense(sparse), sparse.values.name))
+        return defaults
+
+    def _weight(self, name: str, weight: Weight) -> None:
+        self.values[name] = self.builder.weight(weight)
+        self._claim(name)
+
+    def _claim(self, name: str) -> None:
+        if name in self.output_names:
+            self.claimed.setdefault(self.values[name], name)
+
+    def _node(self, number: int, node: NodeProto) -> None:
+        domain, op = _domain(node.domain), node.op_type
+        operands = [self.values[name] if name else self.builder.absent() for name in node.input]
+        if domain == "" and (domain, op) not in self.functions:
+            if op == "Constant" and (weight := self._constant(node)) is not None:
+                return self._weight(node.output[0], weight)
+            if op == "ConstantOfShape" and (weight := self._filled(node, operands)) is not None:
+                return self._weight(node.output[0], weight)
+            if op in ("Identity", "Dropout") and self._alias(node, operands):
+                return None
+            if op in CONVERTERS:
+                try:
+                    return self._core(node, operands)
+                except (NotCore, IllTyped, KeyError, IndexError, TypeError, ValueError):
+                    pass  # whatever does not fit exactly stays opaque
+        return self._opaque(number, node, domain, operands)
+
+    def _constant(self, node: NodeProto) -> Weight | None:
+        if len(node.attribute) != 1:
+            return None
+        a, name = node.attribute[0], node.output[0]
+        if a.name == "value":
+            self.external |= a.t.data_location == TensorProto.EXTERNAL
+            return stored_weight(a.t, name, self.folder)
+        if a.name == "sparse_value":
+            return Weight.of(dense(a.sparse_tensor), name)
+        if a.name in ("value_float", "value_floats"):
+            return Weight.of(np.array(a.f if a.name == "value_float" else list(a.floats), np.float32), name)
+        if a.name in ("value_int", "value_ints"):
+            return Weight.of(np.array(a.i if a.name == "value_int" else list(a.ints), np.int64), name)
+        return None
+
+    def _filled(self, node: NodeProto, operands: list[int]) -> Weight | None:
+        shape = self._value(operands[0])
+        if shape is None or shape.size > 64:
+            return None
+        attrs = {a.name: a for a in node.attribute}
+        fill = onnx.numpy_helper.to_array(attrs["value"].t) if "value" in attrs else np.zeros(1, np.float32)
+        if fill.size != 1 or fill.dtype.kind not in "fiub" or any(d < 0 for d in shape.reshape(-1)):
+            return None
+        return uniform_weight(fill.reshape(()), tuple(int(d) for d in shape.reshape(-1)), node.output[0])
+
+    def _value(self, index: int) -> np.ndarray | None:
+        """Content of a weight; None if the node is none."""
+        node = self.builder.nodes[index]
+        if node.op != "Weight":
+            return None
+        weight = self.builder.weights[str(dict(node.attributes)["digest"])]
+        return weight.value if weight.value is not None else weight.load()
+
+    def _alias(self, node: NodeProto, operands: list[int]) -> bool:
+        """Let the output be another name of the first input, if the node only passes it on."""
+        if node.op_type == "Dropout":
+            if any(name in self.readers for name in node.output[1:] if name):
+                return False
+            if len(operands) > 2 and self.builder.nodes[operands[2]].op != "Absent":
+                training = self._value(operands[2])
+                if training is None or bool(training.reshape(-1)[0]):
+                    return False
+        name, source = node.output[0], operands[0]
+        if name in self.output_names:
+            if self.builder.nodes[source].op in ("Input", "Weight", "Absent") or source in self.claimed:
+                return False  # the output would lose its name
+            if node.input[0] in self.output_names:
+                return False
+        self.values[name] = source
+        self._claim(name)
+        return True
+
+    def _core(self, node: NodeProto, operands: list[int]) -> None:
+        kinds = [self.builder.nodes[i].type for i in operands]
+        types = [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
+        known = self.types.get(node.output[0])
+        site = Site(
+            node.op_type, self.opset, {a.name: _attribute(a) for a in node.attribute}, types,
+            lambda k: self._value(operands[k]), sum(name in self.readers for name in node.output if name),
+            len(node.output), known,
+        )  # fmt: skip
+        core = convert(site)
+        if any(types[k] is None for k in core.operands) or (site.outputs and not node.output[0] and core.op != "Split"):
+            raise NotCore("an operand or the first output is not given")
+        attrs = attributes(**core.attrs)
+        kind = infer(core.op, attrs, [kinds[k] for k in core.operands])
+        names = tuple(node.output)
+        if isinstance(kind, TensorType):
+            if known is not None and not _agree(kind, known):
+                raise NotCore(f"inferred {kind}, but ONNX says {known}")
+            self._bind(names[0], self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names[:1]))
+        else:
+            for name, item in zip(names, kind.items, strict=True):
+                if name in self.types and not _agree(item, self.types[name]):
+                    raise NotCore(f"inferred {item}, but ONNX says {self.types[name]}")
+            index = self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names)
+            self._project(index, names)
+
+    def _project(self, index: int, names: tuple[str, ...]) -> None:
+        for k, name in enumerate(names):
+            if name:
+                self._bind(name, self.builder.get(index, k, (name,)))
+
+    def _bind(self, name: str, index: int) -> None:
+        if name:
+            self.values[name] = index
+            self._claim(name)
+
+    def _opaque(self, number: int, node: NodeProto, domain: str, operands: list[int]) -> None:
+        proto = NodeProto()
+        proto.CopyFrom(node)
+        for field in ("name", "doc_string", "input", "output", "metadata_props"):
+            proto.ClearField(field)  # type: ignore[arg-type]
+        _internalise(proto, self.folder, self.label)
+        data = proto.SerializeToString(deterministic=True)
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        self.builder.opaques[digest] = data
+        names = tuple(node.output)
+        captures = _captures(node)
+        extra: dict[str, Any] = {}
+        if missing := tuple(k for k, name in enumerate(names) if not name):
+            extra["missing"] = missing  # which outputs are asked for can change what an operator does
+        if _impure(node, domain, self.functions):
+            extra["unique"] = number
+        attrs = attributes(proto=digest, outputs=len(names), captures=captures, **extra)
+        children = [*operands, *(self.values[name] for name in captures)]
+        items = tuple(self.types.get(name, TensorType(None, UNKNOWN)) for name in names)
+        kind = items[0] if len(names) == 1 else TupleType(items)
+        index = self.builder.add(f"{domain}::{node.op_type}", children, attrs, kind, names)
+        if len(names) == 1:
+            self._bind(names[0], index)
+        else:
+            self._project(index, names)
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _attribute(a: AttributeProto) -> Any:
+    if a.ref_attr_name or a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+        raise NotCore(f"attribute {a.name}")
+    value = helper.get_attribute_value(a)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _agree(a: TensorType, b: TensorType) -> bool:
+    """Whether two types can be of the same tensor."""
+    if b.dtype not in (a.dtype, UNKNOWN):
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    return len(a.shape) == len(b.shape) and all(
+        x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape, b.shape, strict=True)
+    )
+
+
+def _captures(node: NodeProto) -> tuple[str, ...]:
+    """Names of outer values that the node's bodies read, in order of first use."""
+    found: dict[str, None] = {}
+    for body in subgraphs(node):
+        for name in _free_names(body):
+            found.setdefault(name)
+    return tuple(found)
+
+
+def _free_names(body: onnx.GraphProto) -> list[str]:
+    bound = {i.name for i in body.input} | {i.name for i in body.initializer}
+    bound |= {s.values.name for s in body.sparse_initializer}
+    free: dict[str, None] = {}
+    for n in body.node:
+        for name in (*n.input, *_captures(n)):
+            if name and name not in bound:
+                free.setdefault(name)
+        bound.update(n.output)
+    for o in body.output:
+        if o.name and o.name not in bound:
+            free.setdefault(o.name)
+    return list(free)
+
+
+def _impure(node: NodeProto, domain: str, functions: dict[tuple[str, str], onnx.FunctionProto]) -> bool:
+    """Whether two equal nodes may give different results: random, stateful, or of an unknown domain."""
+    stack: list[NodeProto] = [node]
+    seen: set[tuple[str, str]] = set()
+    while stack:
+        n = stack.pop()
+        key = (_domain(n.domain), n.op_type)
+        if key in functions:
+            if key not in seen:
+                seen.add(key)
+                stack.extend(functions[key].node)
+            continue
+        if key[0] not in _PURE_DOMAINS or any(part in n.op_type for part in _RANDOM):
+            return True
+        for body in subgraphs(n):
+            stack.extend(body.node)
+    return False
+
+
+def _internalise(node: NodeProto, folder: Path | None, label: str) -> None:
+    """Read the external data of tensors in attributes and bodies: the proto must stand for itself."""
+    for a in node.attribute:
+        for tensor in (a.t, *a.tensors) if a.HasField("t") or a.tensors else ():
+            _embed(tensor, folder, label)
+    for body in subgraphs(node):
+        for tensor in body.initializer:
+            _embed(tensor, folder, label)
+        for inner in body.node:
+            _internalise(inner, folder, label)
+
+
+def _embed(tensor: TensorProto, folder: Path | None, label: str) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        array = stored_weight(tensor, tensor.name, folder).load()
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+
+def _skeleton(model: ModelProto) -> ModelProto:
+    """A copy of the model without nodes, weights and value infos."""
+    copy = ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name not in ("node", "initializer", "sparse_initializer", "value_info", "quantization_annotation"):
+            _copy_field(copy.graph, field.name, value)
+    return copy
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes, int, float)):
+        setattr(target, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _types(model: ModelProto, symbols: Symbols, functions: Iterable[tuple[str, str]]) -> dict[str, TensorType]:
+    """The types that ONNX's shape inference gives, by value name. Empty if it fails."""
+    copy = _skeleton(model)
+    graph = copy.graph
+    for tensor in model.graph.initializer:
+        graph.initializer.append(_light(tensor))
+    custom = set()
+    for node in model.graph.node:
+        domain = _domain(node.domain)
+        if domain != "" or (domain, node.op_type) in functions:
+            custom.update(node.output)
+        attribute = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if attribute is not None and attribute.name == "value" and attribute.t.ByteSize() > _LARGE:
+            graph.initializer.append(_light(attribute.t))
+            graph.initializer[-1].name = node.output[0]
+        else:
+            graph.node.append(node)
+    for info in model.graph.value_info:
+        graph.value_info.append(info)
+        if info.name not in custom and info.type.HasField("tensor_type"):
+            # Extents that exporters or later edits left here may be stale; only their names are taken over.
+            for d in graph.value_info[-1].type.tensor_type.shape.dim:
+                if d.HasField("dim_value"):
+                    d.ClearField("dim_value")
+    try:
+        inferred = shape_inference.infer_shapes(copy, check_type=False, strict_mode=False, data_prop=True)
+    except Exception:
+        inferred = copy  # a model that ONNX cannot follow; the core type rules still can
+    found: dict[str, TensorType] = {}
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
+        kind = tensor_type(info.type, symbols)
+        if kind is not None:
+            found[info.name] = kind
+    return found
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    """The tensor itself if it is small, else only its name and type."""
+    if tensor.ByteSize() <= _LARGE and tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)

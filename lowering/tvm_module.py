@@ -1,0 +1,250 @@
+"""ONNX models through TVM: import, fuse, compile for the host or CUDA, run, time.
+
+Which pipeline is used matters: `tvm.compile` alone does not fuse on llvm. Here it is always "zero" (legalise, fold
+constants, fuse; tuned schedules applied), then the target's default pipeline; `PIPELINE` names it in results.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import platform
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+PIPELINE = "zero+default"
+
+
+@functools.cache
+def tvm() -> Any:
+    """The module `tvm`, imported without what is not needed here.
+
+    `import tvm.s_tir.tensor_intrin` builds the intrinsics of every architecture, which takes 22 s; an empty package in
+    its place lets the few that are needed be imported by name. In worker processes (`XRLFLOW_WORKER` set) torch, which
+    TVM imports only to exchange tensors with it, is left out too.
+    """
+    if os.environ.get("XRLFLOW_WORKER") and "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    module = importlib.import_module("tvm")
+    name = "tvm.s_tir.tensor_intrin"
+    if name not in sys.modules:
+        package = types.ModuleType(name)
+        package.__path__ = [os.path.join(os.path.dirname(str(module.s_tir.__file__)), "tensor_intrin")]
+        sys.modules[name] = package
+        module.s_tir.tensor_intrin = package
+    return module
+
+
+def tvm_target(kind: str, threads: int = 1, arch: str | None = None) -> Any:
+    """A `tvm.target.Target`: "llvm" for this host's processor, or "cuda" for `arch` ("sm_90"; by default this GPU's)."""
+    t = tvm()
+    host = {"kind": "llvm", "mcpu": t.get_global_func("target.llvm_get_system_cpu")(), "num-cores": threads}
+    if kind == "llvm":
+        if platform.machine() in ("x86_64", "AMD64"):
+            importlib.import_module("tvm.s_tir.tensor_intrin.x86")  # schedules on x86 refer to it by name
+        return t.target.Target(host)
+    if arch is None:
+        arch = "sm_" + str(t.cuda(0).compute_version).replace(".", "")
+    limits = {
+        "max_threads_per_block": 1024,
+        "max_shared_memory_per_block": 49152,
+        "thread_warp_size": 32,
+    }
+    return t.target.Target({"kind": "cuda", "arch": arch, **limits, "host": host})
+
+
+def device(kind: str) -> Any:
+    """The `tvm.runtime.Device` that a target kind runs on."""
+    return tvm().cuda(0) if kind == "cuda" else tvm().cpu()
+
+
+def read_model(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> onnx.ModelProto:
+    """The model itself, from a proto, its bytes or a file."""
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(os.fspath(model))
+
+
+def import_onnx(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str], symbols: Mapping[str, int] | None = None
+) -> Any:
+    """The Relax module of an ONNX model with its weights as constants.
+
+    symbols: extents of named dimensions; unnamed and unlisted ones become 1, since only static shapes can be tuned.
+    Raises whatever the importer raises where it does not know an operator.
+    """
+    tvm()
+    from tvm.relax.frontend.onnx import from_onnx
+
+    proto = read_model(model)
+    shapes = {spec.name: list(spec.shape) for spec in input_specs(proto, symbols)}
+    return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Name, shape and numpy dtype name of a model's input."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def input_specs(model: onnx.ModelProto, symbols: Mapping[str, int] | None = None) -> list[InputSpec]:
+    """The inputs that a caller feeds (initialisers are none), symbolic extents replaced by `symbols` or 1."""
+    from onnx import helper
+
+    constant = {i.name for i in model.graph.initializer} | {i.values.name for i in model.graph.sparse_initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in constant:
+            continue
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else (symbols or {}).get(d.dim_param, 1) for d in tensor.shape.dim
+        )
+        specs.append(InputSpec(value.name, shape, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))))
+    return specs
+
+
+def timing_inputs(specs: Sequence[InputSpec], seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs to time with: normal floats, all-true booleans, integers 0 (in range for every lookup)."""
+    rng = np.random.default_rng(seed)
+    out: dict[str, np.ndarray] = {}
+    for s in specs:
+        if s.dtype == "bool":
+            out[s.name] = np.ones(s.shape, bool)
+        elif np.issubdtype(np.dtype(s.dtype), np.integer):
+            out[s.name] = np.zeros(s.shape, s.dtype)
+        else:
+            out[s.name] = rng.standard_normal(s.shape).astype(s.dtype)
+    return out
+
+
+def fuse(module: Any, target: Any) -> Any:
+    """The module after TVM's zero pipeline: legalised, constants folded, operators fused; not scheduled."""
+    from tvm import relax
+
+    with target:
+        return relax.get_pipeline("zero")(module)
+
+
+def compile_module(module: Any, target: Any, schedules: Any = None) -> Any:
+    """A `relax.VMExecutable` of a fused module.
+
+    schedules: a MetaSchedule database (as a context) whose tuned schedules are applied.
+    """
+    from tvm import relax
+
+    with target:
+        if schedules is not None:
+            with schedules:
+                module = relax.transform.MetaScheduleApplyDatabase()(module)
+        return tvm().compile(module, target, relax_pipeline=relax.get_default_pipeline(target))
+
+
+def code_digest(module: Any) -> str:
+    """Digest of a lowered module, constants included: equal digests are the same program."""
+    tvm()
+    import tvm_ffi
+
+    return f"{tvm_ffi.structural_hash(module) & (2**64 - 1):016x}"
+
+
+class Program:
+    """A compiled model on its device, ready to run.
+
+    seconds: what compiling took.
+    """
+
+    def __init__(self, executable: Any, specs: Sequence[InputSpec], kind: str, seconds: float = 0.0) -> None:
+        from tvm import relax
+
+        self.executable = executable
+        self.specs = list(specs)
+        self.device = device(kind)
+        self.seconds = seconds
+        self._vm = relax.VirtualMachine(executable, self.device)
+
+    def tensors(self, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+        """The inputs on the device, in the order of the model's."""
+        runtime = tvm().runtime
+        return [runtime.tensor(np.ascontiguousarray(inputs[s.name]), self.device) for s in self.specs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in the model's order."""
+        return [o.numpy() for o in _flat(self._vm["main"](*self.tensors(inputs)))]
+
+    def time(self, inputs: Mapping[str, np.ndarray], number: int = 1, repeat: int = 5) -> list[float]:
+        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs; a run before them is not counted."""
+        evaluate = self._vm.time_evaluator("main", self.device, number=number, repeat=repeat)
+        return [1e3 * s for s in evaluate(*self.tensors(inputs)).results]
+
+
+def _flat(value: Any) -> list[Any]:
+    if hasattr(value, "numpy"):
+        return [value]
+    return [leaf for part in value for leaf in _flat(part)]
+
+
+def build(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str],
+    kind: str = "llvm",
+    threads: int = 1,
+    schedules: str | os.PathLike[str] | None = None,
+    symbols: Mapping[str, int] | None = None,
+) -> Program:
+    """Compile a model for this machine.
+
+    schedules: folder of tuned schedules (`tvm_tuner`); kernels without one keep TVM's default schedule.
+    """
+    start = time.perf_counter()
+    proto = read_model(model)
+    target = tvm_target(kind, threads)
+    fused = fuse(import_onnx(proto, symbols), target)
+    known = None
+    if schedules is not None:
+        from .tvm_tuner import recorded
+
+        known = recorded(fused, target, Path(schedules))
+    executable = compile_module(fused, target, known)
+    return Program(executable, input_specs(proto, symbols), kind, time.perf_counter() - start)
+
+
+def compile_cuda(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str] | Any,
+    arch: str = "sm_90",
+    symbols: Mapping[str, int] | None = None,
+) -> Any:
+    """A `relax.VMExecutable` for CUDA GPUs of architecture `arch`; needs no GPU. `cuda_source` reads its kernels."""
+    t = tvm()
+    target = tvm_target("cuda", arch=arch)
+    module = model if isinstance(model, t.IRModule) else import_onnx(model, symbols)
+    return compile_module(fuse(module, target), target)
+
+
+def cuda_source(executable: Any) -> str:
+    """The CUDA source of all kernels of an executable; empty if it has none."""
+    found: list[str] = []
+    todo = [executable.mod]
+    while todo:
+        module = todo.pop()
+        if module.kind == "cuda":
+            found.append(module.inspect_source())
+        todo.extend(module.imports)
+    return "\n".join(found)

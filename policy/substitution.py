@@ -1,0 +1,439 @@
+"""Substitutions on the frozen search space: the moves of climb, greedy-group and the learned policy.
+
+An `Action` switches a class to another of its e-nodes, at one *site* or at all isomorphic ones (its *orbit*). To stay
+complete and acyclic, a switch also
+
+- *closes*: makes live what the e-node newly needs, each by its cheapest e-node given what is live already;
+- *co-switches* (group mode only): every live class that can now read a newly live producer does so if that lowers the
+  cost. All users of a merged operator thus move at once; moved one by one, the first moves would raise the cost.
+
+`Substitutions` holds what never changes for a space and a cost; `State` is a program, changed in place at a cost
+proportional to what changes. Constant classes are free leaves here: they get fixed e-nodes, only their bytes count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .orbits import components, orbits
+from .tree import CAP, finite_prices, tree_costs
+
+if TYPE_CHECKING:
+    from ..cost.base import Cost
+    from ..egraph.space import SearchSpace, Selection
+
+EPSILON = 1e-9
+"""Cost differences below this share of the original's cost are rounding."""
+
+REACH = 3
+"""How many cheap links (projections, slices) may lie between a newly live producer and a user that co-switches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Switch the classes of these e-nodes to them. One e-node: this site. Several: all sites of an orbit."""
+
+    nodes: tuple[int, ...]
+
+
+class Move(NamedTuple):
+    """What an action would do in a state: change of cost (ms) and of weight bytes, and of the state's key."""
+
+    cost: float
+    bytes: float
+    key: int
+
+
+class Snapshot(NamedTuple):
+    """A program, to come back to."""
+
+    choice: list[int]
+    refs: list[int]
+    cost: float
+    bytes: float
+    key: int
+
+
+class Substitutions:
+    """The actions on `space` under `cost`.
+
+    group: whether switches co-switch and orbits are actions. Without it an action changes one site and nothing else
+    but what it needs (the *atomic* moves of TASO and X-RLflow).
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost, group: bool = True) -> None:
+        self.space, self.cost, self.group = space, cost, group
+        original = space.original.choice.tolist()
+        self.const: list[bool] = space.const.tolist()
+        self.klass: list[int] = space.node_class.tolist()
+        self.kids = [tuple(dict.fromkeys(k)) for k in space.child_lists]
+        self.size = [t.bytes if k else 0.0 for t, k in zip(space.types, self.const, strict=True)]
+        self.price = finite_prices(space, cost.prices)
+        _, smallest = tree_costs(space, [1.0] * space.n_nodes)
+        self.fixed = list(smallest)
+        for c, i in enumerate(original):  # the original's constants are closed among themselves, new ones read them
+            if i >= 0:
+                self.fixed[c] = i
+        self.usable = [
+            not self.const[c] and c not in k and p < CAP and all(smallest[x] >= 0 for x in k)
+            for c, k, p in zip(self.klass, self.kids, self.price, strict=True)
+        ]
+        self.options: list[list[int]] = [[i for i in space.nodes_of(c) if self.usable[i]] for c in range(space.n_classes)]
+        self.readers = [[i for i in found if self.usable[i]] for found in space.parents]
+        self.component = components(space.n_classes, [self._below(c) for c in range(space.n_classes)])
+        self.marginal = self._marginal(original)
+        self.root_classes: list[int] = space.roots.tolist()
+        keys = np.random.default_rng(0).integers(0, 2**62, size=space.n_nodes, dtype=np.int64)
+        self.keys: list[int] = keys.tolist()
+
+        candidates = [i for c in range(space.n_classes) if len(self.options[c]) > 1 for i in self.options[c]]
+        self.actions = [Action((i,)) for i in candidates]
+        if group:
+            self.actions += [Action(tuple(nodes)) for nodes in orbits(space, candidates)]
+        self.targets = np.array([a.nodes[0] for a in self.actions], dtype=np.int64)
+        self.original_cost = sum(self.price[i] for i in original if i >= 0)
+        self.epsilon = EPSILON * self.original_cost
+        self.bytes_limit = cost.weight_limit
+
+    def _below(self, c: int) -> list[int]:
+        return [k for i in self.options[c] for k in self.kids[i] if not self.const[k]]
+
+    def _marginal(self, original: Sequence[int]) -> list[float]:
+        """Cheapest tree cost of making each class live where all classes of the original are."""
+        prices = [p if ok else math.inf for p, ok in zip(self.price, self.usable, strict=True)]
+        free = [k or original[c] >= 0 for c, k in enumerate(self.const)]
+        base, _ = tree_costs(self.space, prices, free)
+        return [
+            0.0
+            if self.const[c]
+            else min((prices[i] + sum(base[k] for k in self.kids[i]) for i in self.options[c]), default=math.inf)
+            for c in range(self.space.n_classes)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class State:
+    """A program of the space: one e-node for each live class, kept complete, acyclic and priced.
+
+    choice: e-node of each class (meaningful where live). refs: how many live e-nodes and outputs read each class.
+    cost: ms. bytes: weight bytes. key: a hash of the selection. evaluations: programs priced so far.
+    """
+
+    def __init__(self, rules: Substitutions) -> None:
+        self.rules = rules
+        n = rules.space.n_classes
+        self.choice = rules.space.original.choice.tolist()
+        self.refs = [0] * n
+        self.cost = self.bytes = 0.0
+        self.key = 0
+        self.evaluations = 0
+        self._plan: dict[int, int] = {}
+        self._refs_log: list[int] = []
+        self._choice_log: list[tuple[int, int]] = []
+        self._born: list[int] = []
+        self._touched: set[int] = set()
+        for c in rules.root_classes:
+            self._acquire(c)
+        self._forget()
+        a = len(rules.actions)
+        self.delta = np.zeros(a)
+        """Change of cost (ms) of each action; meaningful where `closable`."""
+        self.growth = np.zeros(a)
+        """Change of weight bytes of each action."""
+        self.turn = [0] * a
+        """Change of the key of each action."""
+        self.closable = np.zeros(a, dtype=bool)
+        """Whether each action changes the state and leads to a complete, acyclic program."""
+        self._stale = set(range(a))
+        self._watchers: list[set[int]] = [set() for _ in range(n)]
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    @property
+    def legal(self) -> np.ndarray:
+        """bool[actions]: which actions may be taken; all stale moves are worked out first."""
+        self.refresh()
+        return self.closable & (self.bytes + self.growth <= self.rules.bytes_limit)
+
+    @property
+    def stale(self) -> int:
+        """How many moves have to be worked out again."""
+        return len(self._stale)
+
+    def refresh(self, at_most: int | None = None) -> None:
+        """Work out the moves that the last changes made stale, the first `at_most` of them."""
+        todo = sorted(self._stale)[:at_most]
+        for a in todo:
+            self.evaluate(a)
+
+    def blind(self) -> None:
+        """Treat stale moves as not closable until they are worked out."""
+        self.closable[list(self._stale)] = False
+
+    def evaluate(self, a: int) -> Move | None:
+        """What action `a` would do here, or None where it changes nothing or cannot be completed without a cycle.
+
+        Weight growth is not looked at. The state stays as it is; the move is remembered until a change touches it.
+        """
+        nodes, touched = self.rules.actions[a].nodes, self._touched
+        touched.clear()
+        self._stale.discard(a)
+        cost, size, key = self.cost, self.bytes, self.key
+        done = self._perform(nodes) and self.key != key
+        move = Move(self.cost - cost, self.bytes - size, self.key ^ key)
+        self._undo(0, 0, cost, size, key)
+        for c in touched:
+            self._watchers[c].add(a)
+        self.closable[a] = done
+        if not done:
+            return None
+        self.evaluations += 1
+        self.delta[a], self.growth[a], self.turn[a] = move
+        return move
+
+    def selection(self) -> Selection:
+        """This program as a selection."""
+        return self.rules.space.selection(self._complete(self.choice, self.refs))
+
+    def _complete(self, choice: Sequence[int], refs: Sequence[int]) -> list[int]:
+        r = self.rules
+        return [f if k else (i if n else -1) for i, n, f, k in zip(choice, refs, r.fixed, r.const, strict=True)]
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    def apply(self, a: int) -> bool:
+        """Take action `a`; False, and nothing changes, where it cannot be completed."""
+        self._touched.clear()
+        cost, size, key = self.cost, self.bytes, self.key
+        if not self._perform(self.rules.actions[a].nodes):
+            self._undo(0, 0, cost, size, key)
+            return False
+        changed = {k if k >= 0 else ~k for k in self._refs_log}
+        changed.update(c for c, _ in self._choice_log)
+        self._forget()
+        self._spoil(changed)
+        return True
+
+    def _forget(self) -> None:
+        self._refs_log.clear()
+        self._choice_log.clear()
+        self._born.clear()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(list(self.choice), list(self.refs), self.cost, self.bytes, self.key)
+
+    def restore(self, to: Snapshot) -> None:
+        changed = {c for c, (a, b) in enumerate(zip(self.refs, to.refs, strict=True)) if a != b}
+        changed.update(c for c, (a, b) in enumerate(zip(self.choice, to.choice, strict=True)) if a != b)
+        self.choice, self.refs = list(to.choice), list(to.refs)
+        self.cost, self.bytes, self.key = to.cost, to.bytes, to.key
+        self._spoil(changed)
+
+    def _spoil(self, changed: set[int]) -> None:
+        for c in changed:
+            if self._watchers[c]:
+                self._stale |= self._watchers[c]
+                self._watchers[c] = set()
+
+    # -- how a switch is done --------------------------------------------------------------------------------------
+
+    def _perform(self, nodes: Sequence[int]) -> bool:
+        """Switch at every site where that is possible; False if there was none."""
+        any_done = False
+        for i in nodes:
+            c = self.rules.klass[i]
+            self._touched.add(c)
+            if self.refs[c] and self.choice[c] != i:
+                start = len(self._born)
+                if self._switch(c, i):
+                    any_done = True
+                    if self.rules.group:
+                        self._coswitch(start)
+        return any_done
+
+    def _switch(self, c: int, i: int) -> bool:
+        """Let live class `c` use e-node `i`, with all that it needs; False, and nothing changes, if that makes a cycle."""
+        r, refs = self.rules, self.refs
+        kids = r.kids[i]
+        self._plan = plan = {}
+        known: dict[int, bool] = {}
+        for k in kids:
+            self._touched.add(k)
+            if r.const[k]:
+                continue
+            if refs[k]:
+                if self._reaches(k, c, known):
+                    return False
+            elif not self._close(k, c, plan, known):
+                return False
+        old = self.choice[c]
+        for k in kids:
+            self._acquire(k)
+        self._choice_log.append((c, old))
+        self.choice[c] = i
+        self.cost += r.price[i] - r.price[old]
+        self.key ^= r.keys[i] ^ r.keys[old]
+        for k in r.kids[old]:
+            self._release(k)
+        return True
+
+    def _reaches(self, k: int, target: int, known: dict[int, bool]) -> bool:
+        """Whether live class `k` needs `target`; only classes of one strongly connected component can."""
+        if k == target:
+            return True
+        r = self.rules
+        mine = r.component[target]
+        if mine < 0 or r.component[k] != mine:
+            return False
+        if k in known:
+            return known[k]
+        stack, seen = [k], {k}
+        while stack:
+            d = stack.pop()
+            self._touched.add(d)
+            for x in r.kids[self.choice[d]]:
+                if x == target or known.get(x):
+                    known[k] = True
+                    return True
+                if r.component[x] == mine and x not in seen:
+                    seen.add(x)
+                    stack.append(x)
+        known.update(dict.fromkeys(seen, False))
+        return False
+
+    def _close(self, k: int, target: int, plan: dict[int, int], known: dict[int, bool]) -> bool:
+        """Plan an e-node for dead class `k` such that nothing it needs needs `target`; False if there is none."""
+        if k in plan:
+            return plan[k] >= 0
+        plan[k] = -1  # on the way: who comes back here goes in a circle
+        r, refs = self.rules, self.refs
+        self._touched.add(k)
+        options = r.options[k]
+        if len(options) > 1:
+            options = sorted(options, key=self._expected)
+        for i in options:
+            for x in r.kids[i]:
+                if r.const[x]:
+                    continue
+                self._touched.add(x)
+                if self._reaches(x, target, known) if refs[x] else not self._close(x, target, plan, known):
+                    break
+            else:
+                plan[k] = i
+                return True
+        return False
+
+    def _expected(self, i: int) -> float:
+        """What e-node `i` of a dead class is expected to cost with what it needs."""
+        total = self.rules.price[i]
+        for x in self.rules.kids[i]:
+            self._touched.add(x)
+            if not self.refs[x]:
+                total += self.rules.marginal[x]
+        return total
+
+    def _coswitch(self, start: int) -> None:
+        """Switch live users of the classes born since `start`, where that lowers the cost."""
+        r, refs, touched, born = self.rules, self.refs, self._touched, self._born
+        near: dict[int, int] = {}  # dead classes that need only what is live, and how many links they are away
+        position = start
+        while position < len(born):
+            queue = [(born[position], 0)] if refs[born[position]] else []
+            position += 1
+            while queue:
+                k, far = queue.pop()
+                for i in r.readers[k]:
+                    d = r.klass[i]
+                    touched.add(d)
+                    if refs[d]:
+                        if self.choice[d] == i:
+                            continue
+                        self._try(d, i, near)
+                    elif far < REACH and d not in near and self._ready(i, near):
+                        near[d] = far + 1
+                        queue.append((d, far + 1))
+
+    def _ready(self, i: int, near: dict[int, int]) -> bool:
+        for x in self.rules.kids[i]:
+            self._touched.add(x)
+            if not (self.rules.const[x] or self.refs[x] or x in near):
+                return False
+        return True
+
+    def _try(self, d: int, i: int, near: dict[int, int]) -> None:
+        """Switch live class `d` to `i` if that needs only what is at hand and lowers the cost."""
+        if not self._ready(i, near):
+            return
+        at = len(self._refs_log), len(self._choice_log), self.cost, self.bytes, self.key
+        births = len(self._born)
+        if self._switch(d, i) and self.cost >= at[2] - self.rules.epsilon:
+            self._undo(*at)
+            del self._born[births:]
+
+    def _acquire(self, first: int) -> None:
+        r, refs, log = self.rules, self.refs, self._refs_log
+        stack = [first]
+        while stack:
+            k = stack.pop()
+            n = refs[k]
+            refs[k] = n + 1
+            log.append(k)
+            if n:
+                continue
+            if r.const[k]:
+                self.bytes += r.size[k]
+                continue
+            i = self._plan.get(k, -1)
+            if i < 0:
+                i = self.choice[k]  # only while the original is set up
+            elif i != self.choice[k]:
+                self._choice_log.append((k, self.choice[k]))
+                self.choice[k] = i
+            self.cost += r.price[i]
+            self.key ^= r.keys[i]
+            self._born.append(k)
+            stack.extend(r.kids[i])
+
+    def _release(self, first: int) -> None:
+        r, refs, log = self.rules, self.refs, self._refs_log
+        stack = [first]
+        while stack:
+            k = stack.pop()
+            n = refs[k] - 1
+            refs[k] = n
+            log.append(~k)
+            if n:
+                continue
+            if r.const[k]:
+                self.bytes -= r.size[k]
+                continue
+            i = self.choice[k]
+            self.cost -= r.price[i]
+            self.key ^= r.keys[i]
+            stack.extend(r.kids[i])
+
+    def _undo(self, refs_mark: int, choice_mark: int, cost: float, size: float, key: int) -> None:
+        """Back to the state at these marks; everything undone counts as touched."""
+        refs, touched, log = self.refs, self._touched, self._refs_log
+        for k in log[refs_mark:]:
+            if k >= 0:
+                refs[k] -= 1
+                touched.add(k)
+            else:
+                refs[~k] += 1
+                touched.add(~k)
+        del log[refs_mark:]
+        for c, old in reversed(self._choice_log[choice_mark:]):
+            self.choice[c] = old
+            touched.add(c)
+        del self._choice_log[choice_mark:]
+        if not refs_mark:
+            self._born.clear()
+        self.cost, self.bytes, self.key = cost, size, key

@@ -1,0 +1,210 @@
+"""Writes an ONNX model node by node: names, seeded weights, and the layers that several models share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+OPSET = 18
+"""Opset of the models built here: the one that `torch.onnx.export(dynamo=True)` writes by default."""
+
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+"""For each opset the oldest IR version that goes with it."""
+
+
+class Builder:
+    """One model under construction. Values are passed around by name.
+
+    Weights are drawn from one `numpy.random.Generator` in the order in which they are asked for, so the same calls
+    with the same seed make the same bytes.
+
+    >>> b = Builder("example", seed=0)
+    >>> x = b.input("x", (1, 8))
+    >>> y = b.op("Relu", b.linear(x, 8, 4))
+    >>> model = b.build({"y": y})
+    """
+
+    def __init__(self, name: str, seed: int = 0, opset: int = OPSET) -> None:
+        if opset not in IR_VERSIONS:
+            raise ValueError(f"opset {opset} is not one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}")
+        self.name = name
+        self.opset = opset
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[NodeProto] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self._scopes: list[str] = []
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names made inside start with `name` and a slash."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def fresh(self, name: str) -> str:
+        """A name that is not taken, in the current scope."""
+        full = "/".join([*self._scopes, name])
+        seen = self._taken.get(full, 0)
+        self._taken[full] = seen + 1
+        return f"{full}_{seen}" if seen else full
+
+    # -- leaves ------------------------------------------------------------------------------------------------
+
+    def input(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> str:
+        """A graph input; strings among the dimensions are symbols."""
+        import onnx
+
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.inputs.append(onnx.helper.make_tensor_value_info(name, kind, list(shape)))
+        self._taken[name] = 1
+        return name
+
+    def constant(self, value: Any, name: str = "constant", dtype: str = "float32") -> str:
+        """An initializer with this value."""
+        import onnx
+
+        full = self.fresh(name)
+        self.initializers[full] = onnx.numpy_helper.from_array(np.asarray(value, dtype=dtype), full)
+        return full
+
+    def weight(self, shape: Sequence[int], std: float = 1.0, mean: float = 0.0, name: str = "weight") -> str:
+        """A float32 initializer drawn from a normal distribution."""
+        return self.constant(mean + std * self.random.standard_normal(tuple(shape), dtype=np.float32), name)
+
+    # -- operators ---------------------------------------------------------------------------------------------
+
+    def op(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """Add an operator with one output and return the output's name."""
+        return self.ops(op, *inputs, outputs=1, name=name, **attributes)[0]
+
+    def ops(self, op: str, *inputs: str, outputs: int, name: str | None = None, **attributes: Any) -> list[str]:
+        """Add an operator with any number of outputs and return their names."""
+        import onnx
+
+        full = self.fresh(name or op)
+        names = [full] if outputs == 1 else [f"{full}.{i}" for i in range(outputs)]
+        self.nodes.append(onnx.helper.make_node(op, list(inputs), names, name=full, **attributes))
+        return names
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        return self.op("Reshape", x, self.constant(list(shape), "shape", "int64"))
+
+    def slice(self, x: str, axis: int, start: int, end: int) -> str:
+        ends = [self.constant([v], n, "int64") for v, n in ((start, "starts"), (end, "ends"), (axis, "axes"))]
+        return self.op("Slice", x, *ends)
+
+    def mean(self, x: str, axis: int) -> str:
+        """ReduceMean over one axis, which is kept; its axes are an attribute before opset 18 and an input since."""
+        if self.opset < 18:
+            return self.op("ReduceMean", x, axes=[axis], keepdims=1)
+        return self.op("ReduceMean", x, self.constant([axis], "axes", "int64"), keepdims=1)
+
+    # -- layers ------------------------------------------------------------------------------------------------
+
+    def linear(self, x: str, width_in: int, width_out: int, name: str = "linear", bias: bool = True) -> str:
+        """`x @ w + b` as the exporters write it: MatMul, then Add with the bias first."""
+        with self.scope(name):
+            y = self.op("MatMul", x, self.weight((width_in, width_out), 1 / math.sqrt(width_in)))
+            return self.op("Add", self.weight((width_out,), 0.1, name="bias"), y) if bias else y
+
+    def layer_norm(self, x: str, width: int, name: str = "norm", epsilon: float = 1e-12) -> str:
+        """LayerNormalization over the last axis; below opset 17, where the operator begins, its decomposed form."""
+        with self.scope(name):
+            scale, bias = self.weight((width,), 0.1, 1.0, "scale"), self.weight((width,), 0.1, name="bias")
+            if self.opset >= 17:
+                return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+            centred = self.op("Sub", x, self.mean(x, -1))
+            variance = self.mean(self.op("Pow", centred, self.constant(2.0, "two")), -1)
+            deviation = self.op("Sqrt", self.op("Add", variance, self.constant(epsilon, "epsilon")))
+            return self.op("Add", self.op("Mul", self.op("Div", centred, deviation), scale), bias)
+
+    def gelu(self, x: str) -> str:
+        """The exact GELU, x / 2 · (1 + erf(x / √2)), by elementary operators."""
+        with self.scope("gelu"):
+            erf = self.op("Erf", self.op("Div", x, self.constant(math.sqrt(2), "sqrt2")))
+            gate = self.op("Mul", x, self.op("Add", erf, self.constant(1.0, "one")))
+            return self.op("Mul", gate, self.constant(0.5, "half"))
+
+    def conv(
+        self, x: str, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, pad: int | None = None,
+        group: int = 1, bias: bool = True, name: str = "conv",
+    ) -> str:  # fmt: skip
+        """Convolution with a square kernel; `pad` defaults to the one that keeps the extent at stride 1."""
+        pad = kernel // 2 if pad is None else pad
+        fan_in = channels_in // group * kernel * kernel
+        with self.scope(name):
+            operands = [x, self.weight((channels_out, channels_in // group, kernel, kernel), math.sqrt(2 / fan_in))]
+            if bias:
+                operands.append(self.weight((channels_out,), 0.1, name="bias"))
+            return self.op(
+                "Conv", *operands, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=group
+            )
+
+    def batch_norm(self, x: str, channels: int, gain: float = 1.0, name: str = "norm") -> str:
+        """BatchNormalization at inference, with random statistics of positive variance; `gain` multiplies the scale."""
+        with self.scope(name):
+            uniform = self.random.uniform
+            scale = self.constant(gain * uniform(0.8, 1.2, channels), "scale")
+            bias = self.weight((channels,), 0.1, name="bias")
+            mean = self.weight((channels,), 0.1, name="mean")
+            variance = self.constant(uniform(0.5, 2.5, channels), "variance")
+            return self.op("BatchNormalization", x, scale, bias, mean, variance, epsilon=1e-5)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def build(self, outputs: dict[str, str]) -> ModelProto:
+        """The model with these outputs (name → value), checked in full and with every output's type inferred.
+
+        Outputs are the values themselves under their new names; a value may be an output once.
+        """
+        import onnx
+
+        size = sum(len(t.raw_data) for t in self.initializers.values())
+        if size > 2_000_000_000:
+            raise ValueError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); choose smaller sizes")
+        renamed = {value: name for name, value in outputs.items()}
+        if len(renamed) != len(outputs):
+            raise ValueError("a value can be an output only once")
+        for node in self.nodes:
+            for field in (node.input, node.output):
+                for i, value in enumerate(field):
+                    field[i] = renamed.get(value, value)
+        declared = [onnx.ValueInfoProto(name=name) for name in outputs]
+        graph = onnx.helper.make_graph(self.nodes, self.name, self.inputs, declared, list(self.initializers.values()))
+        return finished(graph, self.opset)
+
+
+def finished(graph: GraphProto, opset: int) -> ModelProto:
+    """A model of this graph at this opset: outputs typed by strict shape inference, checked by `onnx.checker` in full."""
+    import onnx
+
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(
+        graph, producer_name="xrlflow.zoo", opset_imports=opsets, ir_version=IR_VERSIONS[opset]
+    )
+    # Both checks copy the model several times, so they get it without the data of its large weights.
+    skeleton = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) > 1024:
+            skeleton.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            skeleton.initializer.append(tensor)
+    bare = onnx.helper.make_model(skeleton, opset_imports=opsets, ir_version=IR_VERSIONS[opset])
+    inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True).graph
+    types = {v.name: v for v in (*inferred.output, *inferred.value_info)}
+    for output, unchecked in zip(model.graph.output, bare.graph.output, strict=True):
+        output.CopyFrom(types[output.name])
+        unchecked.CopyFrom(types[output.name])
+    onnx.checker.check_model(bare, full_check=True)
+    return model
