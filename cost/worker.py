@@ -64,6 +64,7 @@ class Worker:
             "OPENBLAS_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "TVM_NUM_THREADS": str(threads),
+            "XRLFLOW_WORKER": "1",
             **(environment or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None

@@ -92,7 +92,7 @@ CONVERTERS: dict[str, Converter] = {}
 
 
 def _converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Converter], Converter]:
-    """Register a converter; it is used where the node has no attributes but `attrs` and at most `outputs` read outputs."""
+    """Register a converter, for nodes with no attributes but `attrs` and at most `outputs` outputs that are read."""
     known = frozenset(attrs.split())
 
     def register(convert: Converter) -> Converter:
@@ -113,6 +113,13 @@ def _converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Convert
 @_converts(*UNARY, *BINARY, "MatMul", "GlobalAveragePool")
 def _plain(s: Site) -> Core:
     return Core(s.op, tuple(range(len(s.types))), {})
+
+
+@_converts("Sum")
+def _sum(s: Site) -> Core:
+    if len(s.types) != 2:
+        raise NotCore("a sum of other than two operands")
+    return Core("Add", (0, 1), {})
 
 
 @_converts("Gemm", attrs="alpha beta transA transB")
@@ -298,7 +305,8 @@ def _reshape(s: Site) -> Core:
         return _reshaped(s, [int(d) for d in s.result.shape or ()])
     if 0 in wanted and s.attrs.get("allowzero", 0):
         raise NotCore("an empty tensor")
-    if any(d == 0 and i >= len(before) for i, d in enumerate(wanted)) or wanted.count(-1) > 1 or min(wanted, default=1) < -1:
+    copied_from_nowhere = any(d == 0 and i >= len(before) for i, d in enumerate(wanted))
+    if copied_from_nowhere or wanted.count(-1) > 1 or min(wanted, default=1) < -1:
         raise NotCore(f"shape {wanted}")
     shape = [before[i] if d == 0 else d for i, d in enumerate(wanted)]
     if -1 in shape:

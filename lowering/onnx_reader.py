@@ -7,6 +7,7 @@ and keep their `NodeProto`. Nothing here recurses along the graph, so its depth 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +18,20 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
 
-from ..egraph.graph import Attributes, Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
+from ..egraph.graph import Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
 from ..egraph.operators import IllTyped, infer
 from ..errors import UserError
 from .onnx_operators import CONVERTERS, NotCore, Site, convert
 from .onnx_tensor import (
-    UNKNOWN, OnnxSource, Symbols, dense, numpy_dtype, stored_weight, subgraphs, tensor_type, uniform_weight,
-)  # fmt: skip
+    UNKNOWN,
+    OnnxSource,
+    Symbols,
+    dense,
+    stored_weight,
+    subgraphs,
+    tensor_type,
+    uniform_weight,
+)
 
 OLDEST_OPSET = 7
 """Before opset 7 broadcasting was an attribute."""
@@ -88,7 +96,7 @@ def _check(model: ModelProto, label: str) -> None:
                 f"{label}: opset {version} is older than {OLDEST_OPSET}; convert it with onnx.version_converter first"
             )
         if version > newest:
-            raise UserError(f"{label}: opset {version} is newer than {newest}, the last one that the installed onnx knows")
+            raise UserError(f"{label}: opset {version} is newer than {newest}, the last that the installed onnx knows")
 
 
 class _Reader:
@@ -150,8 +158,6 @@ class _Reader:
             waiting.append(len(sources))
             for j in sources:
                 users[j].append(i)
-        import heapq
-
         ready = [i for i, count in enumerate(waiting) if count == 0]
         order: list[int] = []
         while ready:
@@ -280,7 +286,8 @@ class _Reader:
         if isinstance(kind, TensorType):
             if known is not None and not _agree(kind, known):
                 raise NotCore(f"inferred {kind}, but ONNX says {known}")
-            self._bind(names[0], self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names[:1]))
+            index = self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names[:1])
+            self._bind(names[0], index)
         else:
             for name, item in zip(names, kind.items, strict=True):
                 if name in self.types and not _agree(item, self.types[name]):
@@ -455,7 +462,7 @@ def _types(model: ModelProto, symbols: Symbols, functions: Iterable[tuple[str, s
                     d.ClearField("dim_value")
     try:
         inferred = shape_inference.infer_shapes(copy, check_type=False, strict_mode=False, data_prop=True)
-    except Exception:
+    except Exception:  # noqa: BLE001 (onnx raises several unrelated types)
         inferred = copy  # a model that ONNX cannot follow; the core type rules still can
     found: dict[str, TensorType] = {}
     for info in (*inferred.graph.value_info, *inferred.graph.output):

@@ -21,9 +21,11 @@ UNKNOWN = "undefined"
 _SPECIAL = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64", TensorProto.UNDEFINED: UNKNOWN}
 _NAMES = {code: _SPECIAL.get(code, name.lower()) for name, code in TensorProto.DataType.items()}
 _CODES = {name: code for code, name in _NAMES.items()}
-_PLAIN = frozenset(
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128".split()
-)
+_PLAIN = (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+    "uint64", "uint32", "uint16", "uint8", "bool", "complex64", "complex128",
+)  # fmt: skip
+"""dtypes whose raw data in ONNX are the array's bytes."""
 
 
 def dtype_name(code: int) -> str:

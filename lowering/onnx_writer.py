@@ -15,7 +15,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ..egraph.graph import Graph, Node, TensorType, TupleType, Weight
 from ..egraph.operators import BINARY, UNARY
 from ..errors import UserError
-from .onnx_tensor import OnnxSource, StoredTensor, Uniform, dtype_code, numpy_dtype, subgraphs, value_info
+from .onnx_tensor import (
+    OnnxSource,
+    StoredTensor,
+    Uniform,
+    dtype_code,
+    numpy_dtype,
+    stored_weight,
+    subgraphs,
+    value_info,
+)
 
 DEFAULT_OPSET, DEFAULT_IR = 18, 8
 """Versions of a graph that did not come from an ONNX model."""
@@ -51,26 +60,26 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     try:
         if external or folded.weight_bytes > EXTERNAL_LIMIT:
             data = target.with_name(target.name + ".data")
-            with _replacing(data) as stream:
+            with _Replacing(data) as stream:
                 model = _Writer(folded, _Externals(stream, data.name)).model()
                 # Both files are complete before either is put in place.
-                with _replacing(target) as main:
+                with _Replacing(target) as main:
                     main.write(model.SerializeToString(deterministic=True))
         else:
-            with _replacing(target) as main:
+            with _Replacing(target) as main:
                 main.write(_Writer(folded, None).model().SerializeToString(deterministic=True))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
-def to_onnx(graph: Graph) -> ModelProto:
-    """Fold constants and write the graph as a model that holds its weights."""
+def to_onnx(graph: Graph, fold: bool = True) -> ModelProto:
+    """The graph as a model that holds its weights; constant expressions are folded unless `fold` is False."""
     from .folding import fold_constants
 
-    return _Writer(fold_constants(graph), None).model()
+    return _Writer(fold_constants(graph) if fold else graph, None).model()
 
 
-class _replacing:
+class _Replacing:
     """A file that appears under its name, complete, when the block ends without an exception."""
 
     def __init__(self, path: Path) -> None:
@@ -170,7 +179,9 @@ class _Writer:
             elif node.op == "Get":
                 parts[node.inputs[0], node.attrs["index"]] = i
             if i not in self.names and isinstance(node.type, TensorType):
-                self.names[i] = self._free(node.names[0] if node.names else "", f"{_short(node.op)}_{i}")
+                wanted = node.names[0] if node.names else ""
+                generated = f"{_short(node.op)}_{i}"
+                self.names[i] = self._free(wanted, wanted or generated if node.op == "Weight" else generated)
         self.parts = parts
 
     def _free(self, wanted: str, generated: str) -> str:
@@ -211,12 +222,14 @@ class _Writer:
         load = weight.load
         if isinstance(load, Uniform) and self.opset >= 9:
             value = numpy_helper.from_array(load.value.reshape(1))
-            return self._emit("ConstantOfShape", [self._constant(load.shape, "shape")], [name], value=value)
+            self._emit("ConstantOfShape", [self._constant(load.shape, "shape")], [name], value=value)
+            return
         if isinstance(load, StoredTensor) and not self.externals:
             tensor = TensorProto()
             tensor.CopyFrom(load.proto)
             tensor.name = name
-            return self._initializer(tensor)
+            self._initializer(tensor)
+            return
         array = np.ascontiguousarray(load())
         if self.externals and array.nbytes >= 1024 and array.dtype.kind in "fiubc":
             shape = tuple(weight.type.shape or ())
@@ -226,7 +239,7 @@ class _Writer:
             if str(array.dtype) != weight.type.dtype and array.dtype.kind in "iu":
                 array = array.view(numpy_dtype(weight.type.dtype))  # bits of a type that numpy lacks
             tensor = numpy_helper.from_array(array, name)
-        return self._initializer(tensor)
+        self._initializer(tensor)
 
     # The model
 
@@ -304,10 +317,9 @@ class _Writer:
     def _resident(self, tensor: TensorProto) -> TensorProto:
         if tensor.data_location != TensorProto.EXTERNAL:
             return tensor
-        from .onnx_tensor import stored_weight
-
         folder = self.source.path.parent if self.source and self.source.path else None
-        return numpy_helper.from_array(np.ascontiguousarray(stored_weight(tensor, tensor.name, folder).load()), tensor.name)
+        array = stored_weight(tensor, tensor.name, folder).load()
+        return numpy_helper.from_array(np.ascontiguousarray(array), tensor.name)
 
     def _emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         self.nodes.append(helper.make_node(op, list(inputs), list(outputs), f"{op}_{self.serial}", **attrs))
@@ -409,7 +421,8 @@ def _pool(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None
 def _softmax(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
     axis, shape = node.attrs["axis"], _tensor(node.type).shape or ()
     if w.opset >= 13 or all(d == 1 for d in shape[axis + 1 :]):
-        return w._emit("Softmax", inputs, outputs, axis=axis)
+        w._emit("Softmax", inputs, outputs, axis=axis)
+        return
     # Up to opset 12 all axes from the given one on are normalised together, so the axis has to be the last one.
     last = len(shape) - 1
     perm = [*(i for i in range(last + 1) if i != axis), axis]

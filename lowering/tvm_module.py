@@ -196,6 +196,11 @@ class Program:
         return [1e3 * s for s in evaluate(*self.tensors(inputs)).results]
 
 
+def load_program(library: str, specs: Sequence[InputSpec], kind: str) -> Program:
+    """A program that `executable.export_library` wrote."""
+    return Program(tvm().runtime.load_module(library), specs, kind)
+
+
 def _flat(value: Any) -> list[Any]:
     if hasattr(value, "numpy"):
         return [value]

@@ -1,11 +1,13 @@
-"""Hill climbing by substitutions: down to a local optimum, then again from a perturbed one while budget remains.
+"""Hill climbing by substitutions: down to a local optimum, then out of it by annealing while budget remains.
 
-Iterated local search (Lourenço, Martin, Stützle 2003): steepest descent over the group moves; a kick of a few random legal
-moves; descent again; the new optimum is kept if it is no worse. Deterministic for a seed and a budget in steps.
+Descent over the group moves comes first. Then rounds of simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best
+program so far, each cooled down to the scale of the smallest gains and ended by a descent. Annealing looks at one random
+move a step, so a round costs no more evaluations than it has steps. Deterministic for a seed and a budget in steps.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,71 +21,91 @@ if TYPE_CHECKING:
 
 
 class Climb:
-    """Steepest descent with random kicks.
+    """Descent, then annealed rounds.
 
-    kick: how many random moves a kick makes at most. patience: how many kicks in a row may bring nothing before it
-    stops although budget remains.
+    heat: temperature at which a round starts, in units of the median size of a move's change of cost; it ends `cooling`
+    times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
+    patience: how many rounds in a row may bring nothing, each twice as long as the one before, until it stops although
+    budget remains. chunk: moves looked at before a descent takes the best of them; with fewer moves it is steepest descent.
     """
 
     name = "climb"
 
-    def __init__(self, kick: int = 4, patience: int = 200) -> None:
-        self.kick, self.patience = kick, patience
+    def __init__(
+        self, heat: float = 2.0, cooling: float = 50.0, sweeps: int = 20, patience: int = 5, chunk: int = 512
+    ) -> None:
+        self.heat, self.cooling, self.sweeps, self.patience, self.chunk = heat, cooling, sweeps, patience, chunk
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
         state = State(Substitutions(space, cost))
+        rules, failures = state.rules, 0
         meter.evaluations = 1
         meter.improved(state.cost)
-        best = here = state.snapshot()
-        if self._descend(state, meter):
-            best = here = state.snapshot()
-        rules, failures = state.rules, 0
-        while rules.actions and failures < self.patience and not meter.exhausted:
+        self._descend(state, meter)
+        best = state.snapshot()
+        sizes = np.abs(state.delta[state.known])
+        sizes = sizes[sizes > rules.epsilon]
+        length = max(1000, self.sweeps * len(rules))
+        while sizes.size and failures < self.patience and not meter.exhausted:
             failures += 1
-            self._shake(state, rng)
-            self._descend(state, meter)
-            if state.cost <= here.cost + rules.epsilon:
-                here = state.snapshot()
-            if state.cost < best.cost - rules.epsilon:
-                best, failures = here, 0
+            here = self._anneal(state, meter, rng, self.heat * float(np.median(sizes)), length)
             state.restore(here)
-        reason = meter.reason if meter.exhausted else ("no moves" if not rules.actions else "local optimum")
+            self._descend(state, meter)
+            if state.cost < best.cost - rules.epsilon:
+                best, failures = state.snapshot(), 0
+            else:
+                length *= 2
+            state.restore(best)
+        reason = meter.reason if meter.exhausted else ("local optimum" if sizes.size else "no moves")
         return finish(space, cost, state, best, meter, reason, self.name)
 
-    def _descend(self, state: State, meter: Meter) -> bool:
-        """Steepest moves until none lowers the cost or the budget is gone; whether the cost fell."""
-        start, lower = state.cost, state.rules.epsilon
+    def _descend(self, state: State, meter: Meter) -> None:
+        """Moves that lower the cost until there is none or the budget is gone."""
         while True:
-            look(state, meter)
-            gain = np.where(state.closable & (state.bytes + state.growth <= state.rules.bytes_limit), state.delta, 0.0)
-            if not gain.size or gain.min() >= -lower or not state.apply(int(gain.argmin())):
-                return state.cost < start - lower
+            a = -1
+            while a < 0:
+                some = look(state, meter, self.chunk)
+                gain = np.where(state.known & state.fits, state.delta, 0.0)
+                if gain.size and gain.min() < -state.rules.epsilon:
+                    a = int(gain.argmin())
+                elif not some:
+                    return
+            state.apply(a)
             meter.improved(state.cost)
             if meter.exhausted:
-                return state.cost < start - lower
+                return
 
-    def _shake(self, state: State, rng: np.random.Generator) -> None:
-        for _ in range(int(rng.integers(1, self.kick + 1))):
-            for _attempt in range(50):
-                a = int(rng.integers(len(state.rules)))
-                if state.closable[a] and state.bytes + state.growth[a] <= state.rules.bytes_limit:
-                    # The move may be stale after the moves before it, so its growth is looked at again.
-                    move = state.evaluate(a)
-                    if move and state.bytes + move.bytes <= state.rules.bytes_limit:
-                        state.apply(a)
-                        break
+    def _anneal(self, state: State, meter: Meter, rng: np.random.Generator, heat: float, length: int) -> Snapshot:
+        """So many Metropolis steps from `heat` (ms) down; the cheapest program of the colder half."""
+        rules = state.rules
+        length = int(min(length, meter.limit - meter.evaluations))
+        best, tried = None, 0
+        for step in range(length):
+            move = None
+            while move is None or state.bytes + move.bytes > rules.bytes_limit:
+                if meter.exhausted or tried > 100 * (length + len(rules)):
+                    return best or state.snapshot()
+                a = int(rng.integers(len(rules)))
+                move = state.evaluate(a)
+                meter.evaluations += move is not None
+                tried += 1
+            temperature = heat * self.cooling ** (-step / length)
+            if move.cost <= 0 or rng.random() < math.exp(-move.cost / temperature):
+                state.apply(a)
+                if meter.improved(state.cost) or (2 * step > length and (best is None or state.cost < best.cost)):
+                    best = state.snapshot()
+        return best or state.snapshot()
 
 
-def look(state: State, meter: Meter) -> None:
-    """Bring the moves of `state` up to date as far as the budget allows; moves not looked at are not closable."""
-    while state.stale:
-        if meter.exhausted:
-            state.blind()
-            return
+def look(state: State, meter: Meter, at_most: int | None = None) -> int:
+    """Bring (at most so many of) the moves of `state` up to date as far as the budget allows; how many were not."""
+    done = 0
+    while state.stale and not meter.exhausted and (at_most is None or done < at_most):
         before = state.evaluations
-        state.refresh(64)
+        done += state.refresh(64)
         meter.evaluations += state.evaluations - before
+    return done
 
 
 def finish(

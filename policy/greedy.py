@@ -43,8 +43,7 @@ class Greedy:
         while True:
             look(state, meter)
             costs = here.cost + state.delta
-            fit = state.closable & (state.bytes + state.growth <= state.rules.bytes_limit)
-            order = np.flatnonzero(fit & (costs < self.alpha * best_cost - state.rules.epsilon))
+            order = np.flatnonzero(state.known & state.fits & (costs < self.alpha * best_cost - state.rules.epsilon))
             for a in order[np.argsort(costs[order], kind="stable")].tolist():
                 key = here.key ^ state.turn[a]
                 if key in seen or costs[a] >= self.alpha * best_cost - state.rules.epsilon:

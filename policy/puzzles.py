@@ -69,13 +69,24 @@ class SpaceBuilder:
         names: list[tuple[str, ...]] = [()] * len(self.types)
         for i, c in self.of.items():
             names[c] = self.graph.nodes[i].names
+        node_class, const = np.array([n[0] for n in nodes], dtype=np.int32), np.array(self.const)
+        chosen = picked[picked >= 0]
         return SearchSpace(
-            tuple(n[1] for n in nodes), tuple(n[3] for n in nodes), np.array([n[0] for n in nodes], dtype=np.int32), ptr,
-            np.array([k for n in nodes for k in n[2]], dtype=np.int32), tuple(self.types), np.array(self.const),
-            np.array([self.of[o] for o in self.graph.outputs], dtype=np.int32),
-            tuple((n[4],) if n[4] else () for n in nodes), tuple(names), Selection(picked), self.graph,
-            SaturationReport(stop_reason="puzzle"),
-        )  # fmt: skip
+            ops=tuple(n[1] for n in nodes),
+            attributes=tuple(n[3] for n in nodes),
+            node_class=node_class,
+            child_ptr=ptr,
+            children=np.array([k for n in nodes for k in n[2]], dtype=np.int32),
+            types=tuple(self.types),
+            const=const,
+            roots=np.array([self.of[o] for o in self.graph.outputs], dtype=np.int32),
+            rules=tuple((n[4],) if n[4] else () for n in nodes),
+            names=tuple(names),
+            original=Selection(picked),
+            baseline=chosen[~const[node_class[chosen]]],
+            graph=self.graph,
+            report=SaturationReport(stop_reason="puzzle"),
+        )
 
 
 def puzzle(rng: np.random.Generator, blocks: int = 6) -> SearchSpace:

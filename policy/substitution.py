@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -95,6 +96,10 @@ class Substitutions:
         self.actions = [Action((i,)) for i in candidates]
         if group:
             self.actions += [Action(tuple(nodes)) for nodes in orbits(space, candidates)]
+        self.actions_of: dict[int, list[int]] = {}
+        for a, action in enumerate(self.actions):
+            for i in action.nodes:
+                self.actions_of.setdefault(self.klass[i], []).append(a)
         self.targets = np.array([a.nodes[0] for a in self.actions], dtype=np.int64)
         self.original_cost = sum(self.price[i] for i in original if i >= 0)
         self.epsilon = EPSILON * self.original_cost
@@ -152,6 +157,7 @@ class State:
         self.closable = np.zeros(a, dtype=bool)
         """Whether each action changes the state and leads to a complete, acyclic program."""
         self._stale = set(range(a))
+        self._old = np.ones(a, dtype=bool)
         self._watchers: list[set[int]] = [set() for _ in range(n)]
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -160,22 +166,33 @@ class State:
     def legal(self) -> np.ndarray:
         """bool[actions]: which actions may be taken; all stale moves are worked out first."""
         self.refresh()
-        return self.closable & (self.bytes + self.growth <= self.rules.bytes_limit)
+        return self.closable & self.fits
 
     @property
-    def stale(self) -> int:
-        """How many moves have to be worked out again."""
-        return len(self._stale)
+    def fits(self) -> np.ndarray:
+        """bool[actions]: which actions keep the weights within the limit, as far as moves are known."""
+        return self.bytes + self.growth <= self.rules.bytes_limit
 
-    def refresh(self, at_most: int | None = None) -> None:
-        """Work out the moves that the last changes made stale, the first `at_most` of them."""
-        todo = sorted(self._stale)[:at_most]
+    @property
+    def known(self) -> np.ndarray:
+        """bool[actions]: `closable` without the moves that are stale."""
+        return self.closable & ~self._old
+
+    @property
+    def stale(self) -> bool:
+        """Whether moves have to be worked out again."""
+        return bool(self._stale)
+
+    def stale_actions(self) -> list[int]:
+        """The actions whose moves have to be worked out again: those near the last changes."""
+        return sorted(self._stale)
+
+    def refresh(self, at_most: int | None = None) -> int:
+        """Work out the moves that the last changes made stale, the first `at_most` of them; how many were."""
+        todo = sorted(self._stale) if at_most is None else nsmallest(at_most, self._stale)
         for a in todo:
             self.evaluate(a)
-
-    def blind(self) -> None:
-        """Treat stale moves as not closable until they are worked out."""
-        self.closable[list(self._stale)] = False
+        return len(todo)
 
     def evaluate(self, a: int) -> Move | None:
         """What action `a` would do here, or None where it changes nothing or cannot be completed without a cycle.
@@ -185,6 +202,7 @@ class State:
         nodes, touched = self.rules.actions[a].nodes, self._touched
         touched.clear()
         self._stale.discard(a)
+        self._old[a] = False
         cost, size, key = self.cost, self.bytes, self.key
         done = self._perform(nodes) and self.key != key
         move = Move(self.cost - cost, self.bytes - size, self.key ^ key)
@@ -240,6 +258,7 @@ class State:
         for c in changed:
             if self._watchers[c]:
                 self._stale |= self._watchers[c]
+                self._old[list(self._watchers[c])] = True
                 self._watchers[c] = set()
 
     # -- how a switch is done --------------------------------------------------------------------------------------

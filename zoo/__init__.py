@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 __all__ = [
-    "LIGHT", "MODELS", "bert", "build", "inception", "inception_block", "light", "llama", "mlp_tower", "nasrnn", "resnet50",
-    "resnext", "squeezenet", "vit",
+    "LIGHT", "MODELS", "bert", "build", "inception", "inception_block", "light", "llama", "mlp_tower", "nasrnn",
+    "resnet50", "resnext", "squeezenet", "vit",
 ]  # fmt: skip
 
 MODELS: dict[str, Callable[..., ModelProto]] = {
@@ -52,8 +52,8 @@ MODELS: dict[str, Callable[..., ModelProto]] = {
 def build(name: str, **sizes: Any) -> ModelProto:
     """The model `name` of `MODELS`; `sizes` override its extents.
 
-    The same name, sizes and numpy version give the same bytes. Raises `UserError` for an unknown name, an unknown size or
-    sizes that do not go together.
+    The same name, sizes and numpy version give the same bytes. Raises `UserError` for an unknown name, an
+    unknown size or sizes that do not go together.
     """
     if name not in MODELS:
         raise UserError(f"there is no model {name!r} in the zoo; choose from {', '.join(MODELS)}")

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 OPSET = 18
-"""Opset of the models built here: the one that `torch.onnx.export(dynamo=True)` writes by default."""
+"""Opset of the models built here, unless another is asked for; exporters write 17 to 20 by default."""
 
-IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
-"""For each opset the oldest IR version that goes with it."""
+IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+"""For each opset the IR version of the ONNX release that brought it."""
+
+OLDEST = 13
+"""The oldest opset that the builder writes: since then Unsqueeze takes its axes as an input."""
 
 
 class Builder:
@@ -32,8 +35,8 @@ class Builder:
     """
 
     def __init__(self, name: str, seed: int = 0, opset: int = OPSET) -> None:
-        if opset not in IR_VERSIONS:
-            raise ValueError(f"opset {opset} is not one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}")
+        if not OLDEST <= opset <= max(IR_VERSIONS):
+            raise ValueError(f"opset {opset} is not one of {OLDEST} to {max(IR_VERSIONS)}")
         self.name = name
         self.opset = opset
         self.random = np.random.default_rng(seed)
@@ -172,7 +175,9 @@ class Builder:
 
         size = sum(len(t.raw_data) for t in self.initializers.values())
         if size > 2_000_000_000:
-            raise ValueError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); choose smaller sizes")
+            raise ValueError(
+                f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); choose smaller sizes"
+            )
         renamed = {value: name for name, value in outputs.items()}
         if len(renamed) != len(outputs):
             raise ValueError("a value can be an output only once")
@@ -186,7 +191,7 @@ class Builder:
 
 
 def finished(graph: GraphProto, opset: int) -> ModelProto:
-    """A model of this graph at this opset: outputs typed by strict shape inference, checked by `onnx.checker` in full."""
+    """A model of this graph at this opset: outputs typed by strict shape inference, checked in full."""
     import onnx
 
     opsets = [onnx.helper.make_opsetid("", opset)]

@@ -35,7 +35,9 @@ def inception(
             one = unit(x, channels, wide, 1, "branch1x1")
             five = unit(unit(x, channels, middle, 1, "branch5x5_reduce"), middle, wide, 5, "branch5x5")
             three = unit(x, channels, wide, 1, "branch3x3_reduce")
-            three = unit(unit(three, wide, wide + narrow, 3, "branch3x3a"), wide + narrow, wide + narrow, 3, "branch3x3b")
+            three = unit(
+                unit(three, wide, wide + narrow, 3, "branch3x3a"), wide + narrow, wide + narrow, 3, "branch3x3b"
+            )
             pooled = b.op("AveragePool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4, count_include_pad=1)
             pooled = unit(pooled, channels, narrow, 1, "branch_pool")
             x = b.op("Concat", one, five, three, pooled, axis=1)
@@ -52,9 +54,10 @@ def resnext(
     stages: tuple[int, ...] = (3, 4, 6, 3), cardinality: int = 32, width: int = 4, image: int = 224, stem: int = 64,
     batch: int = 1, classes: int = 1000, norm: bool = True, seed: int = 0, opset: int = OPSET,
 ) -> ModelProto:  # fmt: skip
-    """ResNeXt (Xie et al., 2017; ResNeXt-50 32×4d by default): bottlenecks whose 3×3 convolution has `cardinality` groups.
+    """ResNeXt (Xie et al., 2017; ResNeXt-50 32×4d by default): bottlenecks whose 3×3 convolution is grouped.
 
-    `stages` are the numbers of blocks at each resolution, `width` the channels of a group in the first stage.
+    `stages` are the numbers of blocks at each resolution, `cardinality` the number of groups, `width` the channels
+    of a group in the first stage.
     Input: `x` [batch, 3, image, image]. Output: `logits` [batch, classes].
     """
     b = Builder("resnext", seed, opset)
@@ -91,5 +94,9 @@ def _classifier(b: Builder, x: str, batch: int, channels: int, classes: int) -> 
     with b.scope("classifier"):
         flat = b.reshape(b.op("GlobalAveragePool", x), (batch, channels))
         return b.op(
-            "Gemm", flat, b.weight((classes, channels), channels**-0.5), b.weight((classes,), 0.1, name="bias"), transB=1
+            "Gemm",
+            flat,
+            b.weight((classes, channels), channels**-0.5),
+            b.weight((classes,), 0.1, name="bias"),
+            transB=1,
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .builder import OPSET, finished
+from .builder import IR_VERSIONS, OPSET, finished
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -26,7 +26,7 @@ LIGHT = (
 
 
 def light(name: str, seed: int = 0, image: int = 224, batch: int = 1, opset: int = OPSET) -> ModelProto:
-    """The light model `name` (one of `LIGHT`) with seeded weights, converted from opset 9 to `opset`.
+    """The light model `name` (one of `LIGHT`) with seeded weights, converted from opset 9 to `opset` (9 to 22).
 
     `image` is the height and width in pixels; only squeezenet and densenet121 end in a global pool and allow another
     than 224 (ValueError otherwise). Input: the file's, float32 [batch, 3, image, image]; output: 1000 scores.
@@ -34,6 +34,8 @@ def light(name: str, seed: int = 0, image: int = 224, batch: int = 1, opset: int
     import onnx
     from onnx import version_converter
 
+    if opset not in IR_VERSIONS:
+        raise ValueError(f"opset {opset} is not one of {min(IR_VERSIONS)} to {max(IR_VERSIONS)}")
     if name not in LIGHT:
         raise ValueError(f"there is no light model {name!r}, only {', '.join(LIGHT)}")
     folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -51,6 +53,7 @@ def light(name: str, seed: int = 0, image: int = 224, batch: int = 1, opset: int
     if final:
         graph.node.append(onnx.helper.make_node("Softmax", final.input, final.output, axis=1))
         graph.output[0].name = final.output[0]
+    graph.output[0].CopyFrom(onnx.ValueInfoProto(name=graph.output[0].name))
     return finished(graph, opset)
 
 

@@ -27,7 +27,10 @@ def nasrnn(
     for step, x in enumerate(xs):
         with b.scope(f"step.{step}"):
             if step == 0 or not shared:
-                pairs = [(b.weight((hidden, hidden), std, name="w"), b.weight((hidden, hidden), std, name="u")) for _ in range(8)]
+                pairs = [
+                    (b.weight((hidden, hidden), std, name="w"), b.weight((hidden, hidden), std, name="u"))
+                    for _ in range(8)
+                ]
             gates = [b.op("Add", b.op("MatMul", x, w), b.op("MatMul", state, u)) for w, u in pairs]
             values = [
                 b.op(join, b.op(left, gates[i]), b.op(right, gates[j])) for join, left, i, right, j in _FIRST_JOINS

@@ -1,6 +1,7 @@
 """Transformer models as exporters write them: separate q, k and v, biases, masks, norms, exact GELU, rotary positions.
 
-BERT and ViT default to their published base sizes; the `-tiny` entries of the registry shrink every extent and keep the structure.
+BERT and ViT default to their published base sizes; the `-tiny` entries of the registry shrink every extent and keep
+the structure.
 """
 
 from __future__ import annotations

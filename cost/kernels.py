@@ -1,0 +1,255 @@
+"""The cost of measured kernels: each distinct operator compiled, tuned shortly and timed on the target, once.
+
+As TASO and TENSAT price graphs: the sum of its operators' own latencies. It knows no fusion and no cache effects between
+operators; what it is for is the order of candidates, which a fresh measurement then confirms.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..egraph.operators import VIEWS
+from ..egraph.space import SearchSpace
+from ..lowering.single import Kernel, NotSingle, kernel_of, single_model
+from .base import payable
+from .database import Database
+from .roofline import OPAQUE_VIEWS, roofline
+from .target import Target
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+
+KERNEL_SECONDS = 60.0
+"""A kernel that takes longer than this to compile, tune and time is given up."""
+
+HOPELESS = 3.0
+"""An e-node is not worth measuring if every selection through it costs this many times the original, by roofline."""
+
+_MEASURE = f"{__package__}.measurement:measure_kernel"
+_WARM_UP = f"{__package__}.measurement:warm_up"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Where the prices of a space came from, in distinct kernels.
+
+    kernels: all that extraction can use. measured: in this call. remembered: from the database.
+    estimated: not measured in time, priced by calibrated roofline. failed: cannot run on the target.
+    useless: e-nodes that no good selection can contain, not measured either.
+    """
+
+    kernels: int = 0
+    measured: int = 0
+    remembered: int = 0
+    estimated: int = 0
+    failed: int = 0
+    useless: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        known = self.measured + self.remembered
+        return f"{known} of {self.kernels} kernels measured ({self.remembered} remembered), {self.estimated} estimated"
+
+
+class Kernels:
+    """Measured kernel latencies as a `CostModel`. `coverage` tells where the last prices came from."""
+
+    def __init__(
+        self,
+        target: Target,
+        database: Database,
+        trials: int = 8,
+        seconds: float = 60.0,
+        progress: Callable[[int, int], None] | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        self.target, self.database, self.trials, self.seconds = target, database, trials, seconds
+        self.progress = progress
+        self.name = f"kernels:{target}"
+        self.coverage = Coverage()
+        self._worker = worker
+
+    @property
+    def state(self) -> str:
+        """The tuning state that latencies are remembered under."""
+        return "" if self.target.kind == "onnxruntime" else f"{self.trials} trials"
+
+    def prices(self, space: SearchSpace) -> np.ndarray:
+        """float64[n_nodes], milliseconds; inf for an e-node that cannot run, unless the original uses it.
+
+        Takes at most about `seconds`: first the original's kernels, then the most promising others by roofline. What is
+        not measured in time gets its roofline price times the median ratio of measured to roofline of its operator.
+        """
+        start = time.monotonic()
+        rough = roofline(self.target.estimator).prices(space)
+        kernels, order, useless = self._kernels(space, rough)
+        known: dict[str, float] = {}
+        for key in order:
+            found = self.database.get(key, self.target.fingerprint(), self.target.threads, self.state)
+            if found is not None:
+                known[key] = found.ms
+        remembered = len(known)
+        missing = [k for k in order if k not in known]
+        if missing:
+            self._measure(space, kernels, missing, known, start + self.seconds)
+        out = self._fill(space, rough, kernels, known)
+        failed = sum(ms == np.inf for ms in known.values())
+        self.coverage = Coverage(
+            len(order), len(known) - remembered, remembered, len(order) - len(known), failed, useless,
+            time.monotonic() - start,
+        )  # fmt: skip
+        return out
+
+    def _kernels(self, space: SearchSpace, rough: np.ndarray) -> tuple[dict[int, Kernel], list[str], int]:
+        """The kernel of each e-node worth measuring, the keys in order of promise, and how many e-nodes are not."""
+        regret, hopeless = promise(space, rough)
+        original = set(space.selected(space.original))
+        kernels: dict[int, Kernel] = {}
+        rank: dict[str, tuple[bool, float, float, str]] = {}
+        useless = 0
+        for i in np.flatnonzero(payable(space)).tolist():
+            if space.ops[i] in VIEWS or space.ops[i] in OPAQUE_VIEWS:
+                continue
+            if hopeless[i] and i not in original:
+                useless += 1
+                continue
+            try:
+                kernel = kernel_of(space, i)
+            except NotSingle:
+                continue
+            kernels[i] = kernel
+            key = kernel.key
+            mine = (i not in original, float(regret[i]), -float(rough[i]), key)
+            rank[key] = min(rank.get(key, mine), mine)
+        return kernels, sorted(rank, key=lambda k: rank[k]), useless
+
+    def _measure(
+        self, space: SearchSpace, kernels: dict[int, Kernel], keys: list[str], known: dict[str, float], deadline: float
+    ) -> None:
+        """Measure kernels in order until the deadline; results go to `known` and the database."""
+        by_key = {k.key: k for k in reversed(kernels.values())}
+        worker = self._worker or Worker(self.target.threads)
+        folder = str(self.database.schedules(self.target.fingerprint())) if self.trials and self.state else ""
+        try:
+            for done, key in enumerate(keys):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                try:
+                    model = single_model(by_key[key], space).SerializeToString()
+                except (NotSingle, ValueError):
+                    continue
+                try:
+                    worker.call(_WARM_UP, self.target.kind, timeout=max(30.0, left))
+                    left = deadline - time.monotonic()
+                    limit = min(KERNEL_SECONDS, left)
+                    found = worker.call(
+                        _MEASURE, model, self.target.kind, self.target.threads, folder, self.trials, 0.8 * limit,
+                        timeout=max(0.1, limit),
+                    )  # fmt: skip
+                except WorkerTimeout as e:
+                    if deadline - time.monotonic() <= 0.05 * KERNEL_SECONDS:
+                        break  # the budget ended, not the kernel's own limit
+                    self._remember(known, key, np.inf, reason=str(e))
+                except WorkerDied as e:
+                    self._remember(known, key, np.inf, reason=str(e))
+                except WorkerError as e:
+                    self._remember(known, key, np.inf, reason=str(e)[:300])
+                else:
+                    kernel = by_key[key]
+                    ms = float(found.pop("ms"))
+                    if found.get("complete", True):
+                        self._remember(known, key, ms, op=kernel.op, **found)
+                    else:
+                        known[key] = ms  # good enough for now, yet not what the key promises
+                if self.progress is not None:
+                    self.progress(done + 1, len(keys))
+        finally:
+            if self._worker is None:
+                worker.close()
+
+    def _remember(self, known: dict[str, float], key: str, ms: float, **detail: object) -> None:
+        known[key] = ms
+        self.database.put(key, self.target.fingerprint(), ms, self.target.threads, self.state, **detail)
+
+    def _fill(
+        self, space: SearchSpace, rough: np.ndarray, kernels: dict[int, Kernel], known: dict[str, float]
+    ) -> np.ndarray:
+        """Measured prices, and calibrated roofline ones elsewhere."""
+        ratios: dict[str, dict[str, float]] = {}
+        for i, kernel in kernels.items():
+            ms = known.get(kernel.key, np.inf)
+            if ms < np.inf and rough[i] > 0:
+                ratios.setdefault(kernel.op, {})[kernel.key] = ms / rough[i]
+        every = [r for found in ratios.values() for r in found.values()]
+        usual = statistics.median(every) if every else 1.0
+        factor = {op: statistics.median(found.values()) for op, found in ratios.items()}
+        original = set(space.selected(space.original))
+        out = rough.copy()
+        for i in np.flatnonzero(rough > 0).tolist():
+            estimate = rough[i] * factor.get(space.ops[i], usual)
+            measured = known.get(kernels[i].key) if i in kernels else None
+            # The original must have a finite cost, else nothing could be compared with it.
+            unusable = measured is None or (measured == np.inf and i in original)
+            out[i] = estimate if unusable else measured
+        return out
+
+
+def promise(space: SearchSpace, rough: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each e-node its regret against the best of its class (a ratio, by tree costs), and whether it is hopeless.
+
+    Hopeless: not reachable from the roots, without finite cost, or on a path that alone costs `HOPELESS` times the original.
+    """
+    tree = _values(space, rough, sum)
+    path = _values(space, rough, max)
+    total = float(rough[space.original.choice[space.original.choice >= 0]].sum())
+    reachable = np.zeros(space.n_classes, bool)
+    todo = space.roots.tolist()
+    while todo:
+        c = todo.pop()
+        if not reachable[c]:
+            reachable[c] = True
+            todo.extend(k for i in space.nodes_of(c) for k in space.child_lists[i])
+    regret, hopeless = np.zeros(space.n_nodes), np.zeros(space.n_nodes, bool)
+    for i, kids in enumerate(space.child_lists):
+        c = int(space.node_class[i])
+        own = rough[i] + sum(tree[k] for k in kids)
+        regret[i] = np.inf if own == np.inf else (own - tree[c]) / max(tree[c], 1e-9)
+        longest = rough[i] + max((path[k] for k in kids), default=0.0)
+        hopeless[i] = not reachable[c] or own == np.inf or longest > HOPELESS * total
+    return regret, hopeless
+
+
+def _values(space: SearchSpace, rough: np.ndarray, combine: Callable[[list[float]], float]) -> list[float]:
+    """Least value of each class, where an e-node's value is its price plus `combine` of its operands' values."""
+    best = [np.inf] * space.n_classes
+    node_class, price = space.node_class.tolist(), rough.tolist()
+    todo = [i for i, kids in enumerate(space.child_lists) if not kids]
+    while todo:
+        upset: dict[int, None] = {}
+        for i in todo:
+            kids = [best[k] for k in space.child_lists[i]]
+            value = price[i] + (combine(kids) if kids else 0.0)
+            if value < best[node_class[i]] * (1 - 1e-12) or (best[node_class[i]] == np.inf and value < np.inf):
+                best[node_class[i]] = value
+                upset.update(dict.fromkeys(space.parents[node_class[i]]))
+        todo = list(upset)
+    return best
+
+
+def kernels(
+    target: Target,
+    database: Database,
+    trials: int = 8,
+    seconds: float = 60.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Kernels:
+    """The cost of measured kernels on `target`.
+
+    database: where latencies and schedules are kept. trials: tuning candidates per kernel (TVM targets only; 0 leaves
+    kernels untuned). seconds: limit for measuring one space. progress: called with kernels done and to do.
+    """
+    return Kernels(target, database, trials, seconds, progress)

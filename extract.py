@@ -1,0 +1,115 @@
+"""`python -m xrlflow.extract MODEL -o OUT`: optimise an ONNX model.
+
+The module can also be called: `xrlflow.extract(space, method)` chooses one program of a saturated space
+(`pipeline.extract`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+EPILOG = """exit codes: 0 done (also when the original is returned because nothing was faster), 2 bad input or usage,
+3 verification failed (the original is written, the guilty rule named), 4 target not available"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("xrlflow.extract", description="Make an ONNX model faster without changing what it computes.", epilog=EPILOG)
+    p.add_argument("model", metavar="MODEL", help="the ONNX file to optimise")
+    p.add_argument("-o", "--output", metavar="OUT", help="where to write the result; without it nothing is written")
+    p.add_argument("--method", default="auto", metavar="METHOD",
+                   help="auto, rl, saturation, greedy, greedy-group, random or original (default: %(default)s)")
+    p.add_argument("--extractor", default="climb", metavar="NAME",
+                   help="what the method saturation extracts with: climb or tree (default: %(default)s)")
+    p.add_argument("--target", metavar="TARGET",
+                   help="llvm, cuda, onnxruntime or roofline:DEVICE (default: cuda where a GPU is found, else llvm)")
+    p.add_argument("--cost", metavar="COST",
+                   help="what the search goes by: kernels (measured on the target) or roofline:DEVICE")
+    p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    p.add_argument("--budget", type=float, default=120.0, metavar="SECONDS",
+                   help="time for everything (default: %(default)s)")
+    p.add_argument("--max-steps", type=int, metavar="N",
+                   help="cost evaluations an extractor may make; with a roofline target the result is then reproducible")
+    p.add_argument("--max-enodes", type=int, default=50_000, metavar="N", help="size limit of the e-graph (default: %(default)s)")
+    p.add_argument("--max-weight-growth", type=float, default=1.05, metavar="F",
+                   help="how many times the original's weight bytes a result may hold (default: %(default)s)")
+    p.add_argument("--rules", metavar="FAMILIES", help="only these rules or families, separated by commas")
+    p.add_argument("--without", action="append", default=[], metavar="RULE", help="leave out this rule or family; repeatable")
+    p.add_argument("--trials", type=int, default=16, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)")
+    p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)")
+    p.add_argument("--json", metavar="FILE", help="write the run's record there")
+    p.add_argument("--no-verify", action="store_true", help="do not compare the result with the original")
+    p.add_argument("--quiet", action="store_true", help="print errors only")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        return run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"xrlflow.extract: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("xrlflow.extract: interrupted, nothing written", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    from .pipeline import Options, Run
+    from .result import check_writable
+
+    for path in (args.output, args.json):
+        if path is not None:
+            check_writable(path)
+    options = Options(
+        method=args.method, extractor=args.extractor, target=args.target, cost=args.cost, budget=args.budget,
+        max_steps=args.max_steps, max_enodes=args.max_enodes, max_weight_growth=args.max_weight_growth,
+        rules=None if args.rules is None else tuple(r for r in args.rules.split(",") if r),
+        without=tuple(args.without), threads=args.threads, trials=args.trials, policy=args.policy, seed=args.seed,
+        verify=not args.no_verify,
+    )  # fmt: skip
+    result = Run(args.model, options, False if args.quiet else None).result()
+    if args.output is not None:
+        result.save(args.output)
+    if args.json is not None:
+        result.save_report(args.json)
+    if not args.quiet:
+        print(result)
+    elif result.exit_code:
+        print(f"xrlflow.extract: {result.outcome}", file=sys.stderr)
+    return result.exit_code
+
+
+class _Callable(ModuleType):
+    """Lets `xrlflow.extract` be the verb as well as the module."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """See `xrlflow.pipeline.extract`."""
+        from .pipeline import extract
+
+        return extract(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The command line and the Python verbs: results, exit codes, one-line errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import xrlflow
+from xrlflow import zoo
+from xrlflow.egraph.rules.language import Rule
+from xrlflow.extract import main
+
+ROOFLINE = ["--target", "roofline:epyc-1t", "--max-steps", "300"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for name in ("bert-tiny", "inception-tiny"):
+        found[name] = folder / f"{name}.onnx"
+        found[name].write_bytes(zoo.build(name).SerializeToString())
+    return found
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xrlflow.extract", *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["saturation", "greedy", "greedy-group", "random", "rl", "auto"])
+def test_every_method_gives_a_verified_model(models: dict[str, Path], tmp_path: Path, method: str) -> None:
+    out, record = tmp_path / "out.onnx", tmp_path / "run.json"
+    code = main([str(models["bert-tiny"]), "-o", str(out), "--method", method, "--json", str(record), *ROOFLINE])
+    assert code == 0
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+    run = json.loads(record.read_text())
+    assert run["cost"]["optimized"] <= run["cost"]["original"]
+    if run["improved"]:
+        assert run["verification"]["verdict"] == "passed"
+        assert run["substitutions"]
+    else:
+        assert out.read_bytes() == models["bert-tiny"].read_bytes()
+
+
+def test_saturation_and_the_policy_improve_the_models(models: dict[str, Path]) -> None:
+    for method in ("saturation", "rl"):
+        for path in models.values():
+            result = xrlflow.optimize(path, method=method, target="roofline:a100", max_steps=300)
+            assert result.improved, (method, path.name)
+            assert result.predicted is not None
+            assert result.predicted[1] < result.predicted[0]
+
+
+def test_the_cost_of_the_selection_is_that_of_the_exported_graph(models: dict[str, Path]) -> None:
+    from xrlflow.cost.base import bind
+    from xrlflow.cost.roofline import roofline
+
+    model = roofline("epyc-1t")
+    for path in models.values():
+        result = xrlflow.optimize(path, method="saturation", target="roofline:epyc-1t", max_steps=300)
+        again = xrlflow.saturate(xrlflow.load(result.model), rules=[])
+        cost = bind(model, again)
+        assert result.predicted is not None
+        assert cost.prices[again.baseline].sum() == pytest.approx(result.predicted[1], rel=1e-9)
+
+
+def test_same_bytes_in_different_processes(models: dict[str, Path], tmp_path: Path) -> None:
+    written = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.onnx"
+        done = command(models["bert-tiny"], "-o", out, "--method", "auto", *ROOFLINE, PYTHONHASHSEED=seed)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert written[0] != models["bert-tiny"].read_bytes()
+
+
+def bad_inputs(folder: Path, model: Path) -> dict[str, list[str]]:
+    (folder / "short.onnx").write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    (folder / "foreign.onnx").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
+    (folder / "empty.onnx").write_bytes(b"")
+    out = str(folder / "out.onnx")
+    good = str(model)
+    return {
+        "missing": [str(folder / "none.onnx"), "-o", out],
+        "truncated": [str(folder / "short.onnx"), "-o", out],
+        "foreign": [str(folder / "foreign.onnx"), "-o", out],
+        "empty": [str(folder / "empty.onnx"), "-o", out],
+        "folder": [str(folder), "-o", out],
+        "unknown flag": [good, "-o", out, "--faster"],
+        "unknown target": [good, "-o", out, "--target", "abacus"],
+        "unknown device": [good, "-o", out, "--target", "roofline:abacus"],
+        "unknown method": [good, "-o", out, "--method", "magic"],
+        "unknown rule": [good, "-o", out, "--without", "magic", *ROOFLINE],
+        "unknown cost": [good, "-o", out, "--cost", "magic", *ROOFLINE],
+        "not a number": [good, "-o", out, "--budget", "soon"],
+        "no budget": [good, "-o", out, "--budget", "0"],
+        "unwritable output": [good, "-o", str(folder / "none" / "out.onnx")],
+        "output is a folder": [good, "-o", str(folder)],
+        "missing policy": [good, "-o", out, "--method", "rl", "--policy", str(folder / "none.pt"), *ROOFLINE],
+    }
+
+
+CASES = [
+    "missing", "truncated", "foreign", "empty", "folder", "unknown flag", "unknown target", "unknown device",
+    "unknown method", "unknown rule", "unknown cost", "not a number", "no budget", "unwritable output",
+    "output is a folder", "missing policy",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    case: str, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = bad_inputs(tmp_path, models["bert-tiny"])[case]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+    assert "Traceback" not in said.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_target_that_is_not_here_is_exit_code_4(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from xrlflow.cost.target import usable_targets
+
+    if not usable_targets()["cuda"]:
+        pytest.skip("a GPU is here")
+    assert main([str(models["bert-tiny"]), "--target", "cuda"]) == 4
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def planted(*_: Any, **__: Any) -> tuple[Rule, ...]:
+    """An unsound rule that looks profitable."""
+    return (Rule("planted-softmax", "Softmax(x, axis=k)", "x"),)
+
+
+def test_a_failed_verification_returns_the_original_and_names_the_rule(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("xrlflow.egraph.rules.rule_set", planted)
+    out, record = tmp_path / "out.onnx", tmp_path / "run.json"
+    source = models["bert-tiny"]
+    code = main([str(source), "-o", str(out), "--method", "saturation", "--json", str(record), *ROOFLINE])
+    assert code == 3
+    assert out.read_bytes() == source.read_bytes()
+    assert "planted-softmax" in capsys.readouterr().out
+    run = json.loads(record.read_text())
+    assert run["verification"]["guilty"] == ["planted-softmax"]
+    assert not run["improved"]
+
+
+def test_without_verification_the_planted_rule_goes_through(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xrlflow.egraph.rules.rule_set", planted)
+    result = xrlflow.optimize(
+        models["bert-tiny"], method="saturation", target="roofline:epyc-1t", max_steps=300, verify=False
+    )
+    assert result.improved
+    assert xrlflow.verify(models["bert-tiny"], result.model).verdict == "failed"
+
+
+def test_interrupted_runs_leave_the_original(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xrlflow.pipeline.Run.judge", stop)
+    out = tmp_path / "out.onnx"
+    assert main([str(models["bert-tiny"]), "-o", str(out), "--method", "saturation", *ROOFLINE]) == 0
+    assert out.read_bytes() == models["bert-tiny"].read_bytes()
+
+
+def test_the_original_is_a_byte_copy(models: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert main([str(models["bert-tiny"]), "-o", str(out), "--method", "original", *ROOFLINE]) == 0
+    assert out.read_bytes() == models["bert-tiny"].read_bytes()
+
+
+def test_output_may_name_the_input(models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models["bert-tiny"].read_bytes())
+    assert main([str(path), "-o", str(path), "--method", "saturation", *ROOFLINE]) == 0
+    assert xrlflow.verify(models["bert-tiny"], path).passed
+    assert path.read_bytes() != models["bert-tiny"].read_bytes()
+
+
+def test_quiet_prints_nothing(models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(models["bert-tiny"]), "--method", "saturation", "--quiet", *ROOFLINE]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_record_has_the_schema_and_no_paths(models: dict[str, Path], tmp_path: Path) -> None:
+    result = xrlflow.optimize(models["inception-tiny"], method="saturation", target="roofline:a100", max_steps=300)
+    result.save(tmp_path / "out.onnx")
+    record = result.report
+    assert {
+        "schema", "model", "target", "method", "seed", "versions", "graph", "egraph", "cost", "verification",
+        "substitutions", "seconds", "output",
+    } <= set(record)  # fmt: skip
+    assert set(record["graph"]) == {"nodes", "opaque", "coverage"}
+    assert {"classes", "enodes", "iterations", "seconds", "stop_reason"} <= set(record["egraph"])
+    assert {"rules", "site", "scope", "predicted_gain", "measured_gain"} <= set(record["substitutions"][0])
+    gain = sum(s["predicted_gain"] for s in record["substitutions"])
+    assert gain == pytest.approx(record["cost"]["original"] - record["cost"]["optimized"], rel=1e-6)
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["output"] == "out.onnx"
+
+
+def test_public_names() -> None:
+    assert xrlflow.__all__ == [
+        "Result", "UserError", "__version__", "extract", "load", "optimize", "save", "saturate", "verify",
+    ]  # fmt: skip
+    for name in xrlflow.__all__:
+        assert hasattr(xrlflow, name)
+
+
+def test_the_verbs_work_one_by_one(models: dict[str, Path], tmp_path: Path) -> None:
+    graph = xrlflow.load(models["bert-tiny"])
+    space = xrlflow.saturate(graph)
+    found = xrlflow.extract(space, "climb", target="roofline:a100", steps=200)
+    chosen = space.to_graph(found.selection)
+    xrlflow.save(chosen, tmp_path / "chosen.onnx")
+    assert xrlflow.verify(graph, tmp_path / "chosen.onnx").passed
+    for shown in (graph, space, xrlflow.optimize(graph, method="original", target="roofline:a100")):
+        assert "<" in shown._repr_html_()
+
+
+def test_unknown_options_are_user_errors(models: dict[str, Path]) -> None:
+    with pytest.raises(xrlflow.UserError, match="unknown method"):
+        xrlflow.optimize(models["bert-tiny"], method="magic")
+    with pytest.raises(xrlflow.UserError, match="speed"):
+        xrlflow.optimize(models["bert-tiny"], speed=9)
+
+
+LIGHT = """
+import sys, xrlflow, xrlflow.extract, xrlflow.__main__
+try:
+    xrlflow.extract.main(["--help"])
+except SystemExit:
+    pass
+print(",".join(m for m in ("torch", "tvm", "egglog", "onnx", "numpy.random", "rich") if m in sys.modules))
+"""
+
+
+def test_import_and_help_load_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].replace("numpy.random", "") == ""
+
+
+def test_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from xrlflow.__main__ import main as umbrella
+
+    assert umbrella([]) == 0
+    assert "extract" in capsys.readouterr().out
+    assert umbrella(["magic"]) == 2
+    assert umbrella(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "roofline:a100: usable" in said
+    assert "onnxruntime" in said
+
+
+def test_models_in_memory_work_too() -> None:
+    proto = zoo.build("mlp-tower-tiny")
+    result = xrlflow.optimize(proto, method="saturation", target="roofline:a100", max_steps=200)
+    assert result.extraction is not None
+    assert np.isfinite(result.extraction.cost)
