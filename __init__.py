@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from .lowering.onnx_reader import load as load
     from .lowering.onnx_writer import save as save
     from .lowering.verification import verify as verify
-    from .pipeline import Result as Result
     from .pipeline import extract as extract
     from .pipeline import optimize as optimize
+    from .result import Result as Result
 
 __version__ = "0.1.0"
-__all__ = ["Result", "UserError", "__version__", "extract", "load", "optimize", "save", "saturate", "verify"]
+__all__ = ["Result", "UserError", "__version__", "extract", "load", "optimize", "saturate", "save", "verify"]
 
 # `extract` is also the module behind `python -m xrlflow.extract`; that module can be called (see there).
 _HOMES = {
-    "Result": ".pipeline",
+    "Result": ".result",
     "UserError": ".errors",
     "load": ".lowering.onnx_reader",
     "optimize": ".pipeline",

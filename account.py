@@ -1,4 +1,4 @@
-"""The account of a result: which substitutions separate it from the input, where, and what each is predicted to gain."""
+"""The account of a result: which substitutions separate it from the input, where, and their predicted gains."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class Substitution:
     def __str__(self) -> str:
         times = f" at {self.scope} sites" if self.scope > 1 else ""
         where = f" ({self.site[0]})" if self.site else ""
-        return f"{', '.join(self.rules) or 'shared by congruence'}{times}{where}: {self.predicted_gain:+.4f} ms predicted"
+        return (
+            f"{', '.join(self.rules) or 'shared by congruence'}{times}{where}: {self.predicted_gain:+.4f} ms predicted"
+        )
 
 
 def substitutions(space: SearchSpace, selection: Selection, cost: Cost) -> list[Substitution]:

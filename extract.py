@@ -27,28 +27,58 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("xrlflow.extract", description="Make an ONNX model faster without changing what it computes.", epilog=EPILOG)
+    p = Parser(
+        "xrlflow.extract", description="Make an ONNX model faster without changing what it computes.", epilog=EPILOG
+    )
     p.add_argument("model", metavar="MODEL", help="the ONNX file to optimise")
     p.add_argument("-o", "--output", metavar="OUT", help="where to write the result; without it nothing is written")
-    p.add_argument("--method", default="auto", metavar="METHOD",
-                   help="auto, rl, saturation, greedy, greedy-group, random or original (default: %(default)s)")
-    p.add_argument("--extractor", default="climb", metavar="NAME",
-                   help="what the method saturation extracts with: climb or tree (default: %(default)s)")
-    p.add_argument("--target", metavar="TARGET",
-                   help="llvm, cuda, onnxruntime or roofline:DEVICE (default: cuda where a GPU is found, else llvm)")
-    p.add_argument("--cost", metavar="COST",
-                   help="what the search goes by: kernels (measured on the target) or roofline:DEVICE")
+    p.add_argument(
+        "--method",
+        default="auto",
+        metavar="METHOD",
+        help="auto, rl, saturation, greedy, greedy-group, random or original (default: %(default)s)",
+    )
+    p.add_argument(
+        "--extractor",
+        default="climb",
+        metavar="NAME",
+        help="what the method saturation extracts with: climb or tree (default: %(default)s)",
+    )
+    p.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="llvm, cuda, onnxruntime or roofline:DEVICE (default: cuda where a GPU is found, else llvm)",
+    )
+    p.add_argument(
+        "--cost", metavar="COST", help="what the search goes by: kernels (measured on the target) or roofline:DEVICE"
+    )
     p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
-    p.add_argument("--budget", type=float, default=120.0, metavar="SECONDS",
-                   help="time for everything (default: %(default)s)")
-    p.add_argument("--max-steps", type=int, metavar="N",
-                   help="cost evaluations an extractor may make; with a roofline target the result is then reproducible")
-    p.add_argument("--max-enodes", type=int, default=50_000, metavar="N", help="size limit of the e-graph (default: %(default)s)")
-    p.add_argument("--max-weight-growth", type=float, default=1.05, metavar="F",
-                   help="how many times the original's weight bytes a result may hold (default: %(default)s)")
+    p.add_argument(
+        "--budget", type=float, default=120.0, metavar="SECONDS", help="time for everything (default: %(default)s)"
+    )
+    p.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="cost evaluations an extractor may make; with a roofline target the result is then reproducible",
+    )
+    p.add_argument(
+        "--max-enodes", type=int, default=50_000, metavar="N", help="size limit of the e-graph (default: %(default)s)"
+    )
+    p.add_argument(
+        "--max-weight-growth",
+        type=float,
+        default=1.05,
+        metavar="F",
+        help="how many times the original's weight bytes a result may hold (default: %(default)s)",
+    )
     p.add_argument("--rules", metavar="FAMILIES", help="only these rules or families, separated by commas")
-    p.add_argument("--without", action="append", default=[], metavar="RULE", help="leave out this rule or family; repeatable")
-    p.add_argument("--trials", type=int, default=16, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)")
+    p.add_argument(
+        "--without", action="append", default=[], metavar="RULE", help="leave out this rule or family; repeatable"
+    )
+    p.add_argument(
+        "--trials", type=int, default=16, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)"
+    )
     p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)")
     p.add_argument("--json", metavar="FILE", help="write the run's record there")

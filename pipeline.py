@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .account import substitutions
+from .egraph.graph import Graph
 from .errors import UserError
 from .progress import Progress
 from .result import Result
@@ -20,7 +20,6 @@ from .result import Result
 if TYPE_CHECKING:
     from .cost.base import Cost, CostModel
     from .cost.target import Target
-    from .egraph.graph import Graph
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
 
@@ -66,7 +65,13 @@ class Options:
             raise UserError(f"unknown method {self.method!r}: give one of {', '.join(METHODS)}")
         if self.extractor not in EXTRACTORS:
             raise UserError(f"unknown extractor {self.extractor!r}: give one of {', '.join(EXTRACTORS)}")
-        for name, least in (("budget", 1e-9), ("max_enodes", 1), ("max_weight_growth", 1.0), ("threads", 1), ("trials", 0)):
+        for name, least in (
+            ("budget", 1e-9),
+            ("max_enodes", 1),
+            ("max_weight_growth", 1.0),
+            ("threads", 1),
+            ("trials", 0),
+        ):
             if not getattr(self, name) >= least:  # also refuses NaN
                 raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {getattr(self, name)}")
         if self.max_steps is not None and self.max_steps < 1:
@@ -201,7 +206,6 @@ class Run:
         return result
 
     def load(self) -> Graph:
-        from .egraph.graph import Graph
         from .lowering.onnx_reader import load
 
         return self.source if isinstance(self.source, Graph) else load(self.source)
@@ -265,7 +269,9 @@ class Run:
         from .policy.base import Budget, extractor
 
         options = self.options
-        names = {"auto": [options.extractor, "rl"], "saturation": [options.extractor]}.get(options.method, [options.method])
+        names = {"auto": [options.extractor, "rl"], "saturation": [options.extractor]}.get(
+            options.method, [options.method]
+        )
         share = self.share("extract")
         found: list[Candidate] = []
         for name in names:
@@ -294,7 +300,7 @@ class Run:
         with self.stage("lower", "writing the candidate"):
             optimized = space.to_graph(candidate.selection)
             model = to_onnx(optimized)
-        original = self.source if not hasattr(self.source, "operators") else to_onnx(graph)
+        original = to_onnx(graph) if isinstance(self.source, Graph) else self.source
         if self.options.verify and not self.verified(original, model, candidate, result):
             return False
         if self.target.measured:
@@ -335,9 +341,3 @@ def name_of(source: Any) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.path.basename(os.fspath(source))
     return "model"
-
-
-def interrupted() -> int:
-    """Exit code of a run that was stopped from the keyboard, as shells expect it."""
-    print("interrupted", file=sys.stderr)
-    return 130

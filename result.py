@@ -135,7 +135,8 @@ class Result:
             v = self.verdict
             record["latency"] = {
                 "original_ms": v.original_ms, "optimized_ms": v.optimized_ms, "speedup": v.speedup,
-                "ci_low": v.ci_low, "ci_high": v.ci_high, "verdict": v.verdict, "judge": v.judge, "settings": v.settings,
+                "ci_low": v.ci_low, "ci_high": v.ci_high, "verdict": v.verdict, "judge": v.judge,
+                "settings": v.settings,
             }  # fmt: skip
         if self.verification is not None:
             c = self.verification
@@ -172,8 +173,7 @@ class Result:
                 f"{self.extraction.extractor}: {before:.4g} → {after:.4g} ms predicted by {self.cost.name} "
                 f"({self.extraction.stop_reason})"
             )
-        for s in self.substitutions:
-            out.append(f"  {s}")
+        out.extend(f"  {s}" for s in self.substitutions)
         if self.verification is not None:
             out.append(f"verification {self.verification}")
         if self.verdict is not None:

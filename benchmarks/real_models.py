@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("original", "greedy", "saturation", "rl")
 TOKENS = 128
+NOISE = 0.02
+"""Standard deviation of what is added to every fresh parameter."""
 
 Example = tuple["torch.nn.Module", dict[str, "torch.Tensor"]]
 
@@ -100,7 +102,7 @@ def model_file(name: str, folder: Path) -> Path:
     """The ONNX file of a model; an export is reused if the folder has one of this configuration and these versions."""
     path = folder / f"{name}.onnx"
     if name in EXPORTED:
-        identity = [EXPORTED[name][1], TOKENS, *map(installed, ("torch", "transformers", "onnxscript"))]
+        identity = [EXPORTED[name][1], TOKENS, NOISE, *map(installed, ("torch", "transformers", "onnxscript"))]
         path = folder / f"{name}-{hashlib.blake2b(json.dumps(identity).encode(), digest_size=4).hexdigest()}.onnx"
     if name in FROM_ZOO or not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +141,11 @@ def export(name: str, path: Path, seed: int = 0) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.manual_seed(seed)
     model, inputs = EXPORTED[name][0]()
+    # Fresh biases are 0 and fresh norms 1: exporters share equal tensors and rules drop neutral ones. No trained model
+    # is like that.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(NOISE * torch.randn_like(parameter))
     wrapped = Positional(model, list(inputs)).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -176,14 +183,17 @@ def optimise(name: str, path: Path, method: str, options: argparse.Namespace) ->
         ).report
     except UserError as error:
         return row | {"error": str(error), "seconds": time.perf_counter() - started}
-    rules = Counter(rule for s in report["substitutions"] for rule in s["rules"])
+    rules: Counter[str] = Counter()
+    for substitution in report["substitutions"]:
+        rules.update(dict.fromkeys(substitution["rules"], substitution["scope"]))
     return row | {
         "operators": report["graph"]["nodes"],
         "coverage": report["graph"]["coverage"],
-        "enodes": report["egraph"]["enodes"],
-        "cost": report["cost"],
-        "latency": report["latency"],
-        "verification": report["verification"],
+        "enodes": report.get("egraph", {}).get("enodes"),
+        "cost": report.get("cost"),
+        "latency": report.get("latency"),
+        "verification": report.get("verification"),
+        "outcome": report["outcome"],
         "rules": dict(sorted(rules.items(), key=lambda item: (-item[1], item[0]))),
         "substitutions": len(report["substitutions"]),
         "seconds": time.perf_counter() - started,
@@ -198,7 +208,7 @@ COLUMNS = """\
 - *speed-up*: ratio of the two with its confidence interval, and the verdict that follows (`faster` only if the interval
   says so; else the original file is what the user gets).
 - *verified*: whether the result computes what the original computes, on random inputs.
-- *rules*: how often each rule's right-hand side is part of the result.
+- *rules*: at how many sites of the result each rule is part of a substitution.
 - *s*: wall-clock seconds of the whole run, loading, saturation, search, measuring and verification included.
 """
 
@@ -215,7 +225,8 @@ def line(row: dict[str, Any]) -> str:
         cells += [*[""] * 6, row["error"]]
     else:
         cost, latency = row["cost"], row["latency"] or {}
-        cells += [str(row["operators"]), str(row["enodes"]), f"{cost['original']:.4g} → {cost['optimized']:.4g}"]
+        cells += [str(row["operators"]), str(row["enodes"] or "")]
+        cells.append(f"{cost['original']:.4g} → {cost['optimized']:.4g}" if cost else "")
         if latency.get("original_ms") is None:
             cells += ["", latency.get("verdict") or "not measured"]
         else:

@@ -245,9 +245,7 @@ class GraphBuilder:
         self.input_names: list[str] = []
         self._index: dict[tuple[str, tuple[int, ...], Attributes], int] = {}
 
-    def add(
-        self, op: str, inputs: Iterable[int], attrs: Attributes, type: Type, names: tuple[str, ...] = ()
-    ) -> int:
+    def add(self, op: str, inputs: Iterable[int], attrs: Attributes, type: Type, names: tuple[str, ...] = ()) -> int:
         """The index of this node, an existing equal one if there is one (then the first names are kept)."""
         inputs = tuple(inputs)
         key = (op, inputs, attrs)
@@ -265,7 +263,9 @@ class GraphBuilder:
         if not isinstance(weight, Weight):
             weight = Weight.of(weight, name)
         self.weights.setdefault(weight.digest, weight)
-        return self.add("Weight", (), attributes(digest=weight.digest), weight.type, (weight.name,) if weight.name else ())
+        return self.add(
+            "Weight", (), attributes(digest=weight.digest), weight.type, (weight.name,) if weight.name else ()
+        )
 
     def absent(self) -> int:
         """The leaf that stands for an optional operator input that is not given."""

@@ -63,6 +63,11 @@ def core(op: str) -> bool:
     return op in _RULES
 
 
+def core_operators() -> tuple[str, ...]:
+    """Names of all core operators."""
+    return tuple(_RULES)
+
+
 def infer(op: str, attrs: Attributes, inputs: Sequence[Type]) -> Type:
     """Type of the operator's result. Raises `IllTyped` with the reason when there is none or it is not known."""
     rule = _RULES.get(op)
@@ -102,7 +107,7 @@ def broadcast(a: Sequence[Dimension], b: Sequence[Dimension]) -> tuple[Dimension
     n = max(len(a), len(b))
     out: list[Dimension] = []
     for x, y in zip((1,) * (n - len(a)) + tuple(a), (1,) * (n - len(b)) + tuple(b), strict=True):
-        if x != y and x != 1 and y != 1:
+        if x not in (y, 1) and y != 1:
             raise IllTyped(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
         out.append(y if x == 1 else x)
     return tuple(out)
@@ -233,7 +238,7 @@ def _reduce_mean(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
     x = shape_of(xs[0])
     axes = {_axis(a, len(x), "ReduceMean") for a in attrs["axes"]}
     kept = [1 if i in axes else d for i, d in enumerate(x) if attrs["keepdims"] or i not in axes]
-    return TensorType(tuple(cast(list[Dimension], kept)), xs[0].dtype)
+    return TensorType(tuple(kept), xs[0].dtype)
 
 
 @_typed("Concat")
@@ -243,7 +248,9 @@ def _concat(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
     total = 0
     for t in xs:
         shape = shape_of(t)
-        if len(shape) != len(first) or any(a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis):
+        if len(shape) != len(first) or any(
+            a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis
+        ):
             raise IllTyped(f"Concat along {axis} of {', '.join(map(str, xs))}")
         if not isinstance(shape[axis], int):
             raise IllTyped("Concat along a symbolic extent")

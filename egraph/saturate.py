@@ -16,17 +16,13 @@ import numpy as np
 
 from .engine import Engine
 from .graph import LEAVES, Graph
-from .operators import IllTyped
+from .operators import IllTyped, core_operators
 from .rules import rule_set
 from .rules.language import HELPERS, Rule
 from .space import SaturationReport, SearchSpace, Selection
 from .terms import ORIGINAL, Term, TermGraph, constant, operator
 
 NARROW = ("float16", "bfloat16")
-CORE_NAMES = (
-    "Relu Sigmoid Tanh Erf Sqrt Exp Neg Abs Add Sub Mul Div Pow MatMul Gemm Conv BatchNormalization MaxPool "
-    "AveragePool GlobalAveragePool Softmax LayerNormalization ReduceMean Concat Split Slice Transpose Reshape"
-).split()
 
 
 def saturate(
@@ -48,7 +44,7 @@ def saturate(
 
 def environment(terms: TermGraph) -> dict[str, Any]:
     """What the texts of rules may call: operators as functions on terms, and the helpers."""
-    operators = {op: operator(terms, op) for op in CORE_NAMES}
+    operators = {op: operator(terms, op) for op in core_operators() if op != "Get"}
     return {**HELPERS, **operators, "constant": lambda array, dtype: constant(terms, array, dtype)}
 
 
@@ -210,40 +206,43 @@ class Saturation:
                         live.add(k)
                         stack.append(k)
         classes = sorted(live)
-        number = {c: i for i, c in enumerate(classes)}
+        index = {c: i for i, c in enumerate(classes)}
         listed = [s for c in classes for s in by_class[c]]
         position = {s: i for i, s in enumerate(listed)}
-        children = [[number[k] for k in s[3]] for s in listed]
+        children = [[index[k] for k in s[3]] for s in listed]
         names: list[tuple[str, ...]] = [()] * len(classes)
         for key, node in zip(self.keys, self.graph.nodes, strict=True):
             c = find(key)
-            if c in number and node.names and not names[number[c]]:
-                names[number[c]] = node.names
+            if c in index and node.names and not names[index[c]]:
+                names[index[c]] = node.names
         choice = np.full(len(classes), -1, dtype=np.int32)
         for c in classes:
             # the smallest key's operands have smaller keys still, so this choice is acyclic
             own = [s for s in by_class[c] if enodes[s][1]] or by_class[c]
-            choice[number[c]] = position[min(own, key=lambda s: enodes[s][0])]
+            choice[index[c]] = position[min(own, key=lambda s: enodes[s][0])]
         space = SearchSpace(
             ops=tuple(s[1] for s in listed),
             attributes=tuple(terms.attribute_table[s[2]] for s in listed),
-            node_class=np.array([number[s[0]] for s in listed], dtype=np.int32),
+            node_class=np.array([index[s[0]] for s in listed], dtype=np.int32),
             child_ptr=np.cumsum([0, *map(len, children)], dtype=np.int32),
             children=np.array([k for kids in children for k in kids], dtype=np.int32),
             types=tuple(terms.types[c] for c in classes),
             const=np.array([terms.const[c] for c in classes], dtype=bool),
-            roots=np.array([number[find(self.keys[o])] for o in self.graph.outputs], dtype=np.int32),
+            roots=np.array([index[find(self.keys[o])] for o in self.graph.outputs], dtype=np.int32),
             rules=tuple(tuple(enodes[s][2]) if not enodes[s][1] or enodes[s][2] else () for s in listed),
             names=tuple(names),
             original=Selection(choice),
-            baseline=np.array(self._baseline(position, signature_of, number), dtype=np.int32),
+            baseline=np.array(self._baseline(position, signature_of), dtype=np.int32),
             graph=replace(self.graph, weights=dict(terms.weights)),
             report=report,
         )
         return replace(space, original=space.selection(choice))
 
-    def _baseline(self, position: dict[Any, int], signature_of: list[Any], number: dict[int, int]) -> list[int]:
+    def _baseline(self, position: dict[Any, int], signature_of: list[Any]) -> list[int]:
         """The e-nodes of the input graph's live operators, with repetition where rules made two of them one."""
         live = [self.keys[i] for i in self.graph.live if self.graph.nodes[i].op not in LEAVES]
-        return [position[signature_of[k]] for k in live if signature_of[k] in position and not self.terms.const[self.terms.find(k)]]
-
+        return [
+            position[signature_of[k]]
+            for k in live
+            if signature_of[k] in position and not self.terms.const[self.terms.find(k)]
+        ]

@@ -32,7 +32,7 @@ class SaturationReport:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """One e-node for each class that the roots need: `choice[c]` is an e-node of class c, or -1 where none is needed."""
+    """One e-node for each class that the roots need: `choice[c]` is an e-node of class c, or -1 if not needed."""
 
     choice: np.ndarray
     """int32, one entry per class."""

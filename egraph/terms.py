@@ -79,8 +79,8 @@ class TermGraph:
             self.attribute_table.append(attrs)
         return self._attribute_index[attrs]
 
-    def add(self, op: str, attrs: Attributes, operands: Sequence[int], type: Type | None = None) -> int:
-        """Key of this term. Raises `IllTyped` if the operator does not apply; `type` is needed where not core."""
+    def add(self, op: str, attrs: Attributes, operands: Sequence[int], kind: Type | None = None) -> int:
+        """Key of this term. Raises `IllTyped` if the operator does not apply; not core ones need `kind`, the type."""
         kids = tuple(self.find(k) for k in operands)
         if op in COMMUTATIVE:
             # a sum's constants come last, else the order of making counts: no rule for commutativity is needed
@@ -89,13 +89,13 @@ class TermGraph:
         found = self._index.get((op, a, kids))
         if found is not None:
             return found
-        if type is None:
-            type = infer(op, attrs, [self.types[k] for k in kids])
+        if kind is None:
+            kind = infer(op, attrs, [self.types[k] for k in kids])
         key = len(self.ops)
         const = op == "Weight" or (core(op) and bool(kids) and all(self.const[k] for k in kids))
         if op == "Weight":
             # scales, biases and what rules add (zeros) do not own the order of a merge: they must not block it
-            matrix = isinstance(type, TensorType) and (type.rank or 0) >= 2 and type.elements > 1
+            matrix = isinstance(kind, TensorType) and (kind.rank or 0) >= 2 and kind.elements > 1
             lowest = key if matrix and self.maker == ORIGINAL else -1
             highest = lowest
         else:
@@ -104,7 +104,7 @@ class TermGraph:
         self.ops.append(op)
         self.attribute_ids.append(a)
         self.operands.append(kids)
-        self.types.append(type)
+        self.types.append(kind)
         self.const.append(const)
         self.lowest.append(lowest)
         self.highest.append(highest)
@@ -190,7 +190,7 @@ class Term:
     @property
     def value(self) -> np.ndarray | None:
         """The values of a small weight, else None."""
-        for key in {self.key, self.terms.find(self.key)}:
+        for key in (self.key, self.terms.find(self.key)):
             if self.terms.ops[key] == "Weight":
                 return self.terms.weights[self.terms.attrs(key)["digest"]].value
         return None

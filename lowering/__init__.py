@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_node as evaluate_node
     from .folding import fold_constants as fold_constants
     from .inputs import random_inputs as random_inputs
+    from .onnx_forms import available as available
     from .onnx_reader import load as load
-    from .onnx_writer import available as available
     from .onnx_writer import save as save
     from .onnx_writer import to_onnx as to_onnx
     from .verification import Verification as Verification
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "NotEvaluable": "evaluation",
     "Verification": "verification",
-    "available": "onnx_writer",
+    "available": "onnx_forms",
     "evaluate": "evaluation",
     "evaluate_node": "evaluation",
     "fold_constants": "folding",

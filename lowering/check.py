@@ -19,7 +19,7 @@ from ..egraph.space import SearchSpace, Selection
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An e-node that does not compute its class: its operator, the rules that equated the two, the relative difference."""
+    """An e-node that does not compute its class: its operator, the rules that equated them, the relative difference."""
 
     enode: int
     operator: str

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from ..egraph.graph import Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
+from ..egraph.graph import SMALL, Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
 from ..egraph.operators import IllTyped, infer
 from ..errors import UserError
+from .onnx_bodies import captures, domain_of, impure, internalise
+from .onnx_constants import COMPUTED, small_result
+from .onnx_inference import inferred_types, skeleton
 from .onnx_operators import CONVERTERS, NotCore, Site, convert
 from .onnx_tensor import (
     UNKNOWN,
@@ -28,18 +30,12 @@ from .onnx_tensor import (
     Symbols,
     dense,
     stored_weight,
-    subgraphs,
     tensor_type,
     uniform_weight,
 )
 
 OLDEST_OPSET = 7
 """Before opset 7 broadcasting was an attribute."""
-
-_RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
-_PURE_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
-_LARGE = 1024
-"""Initializers of more bytes are left out of the copy that shape inference gets: it reads only small ones."""
 
 
 def load(source: str | os.PathLike[str] | bytes | ModelProto) -> Graph:
@@ -106,19 +102,19 @@ class _Reader:
         self.builder = GraphBuilder()
         self.values: dict[str, int] = {}
         self.symbols = Symbols()
-        self.functions = {(_domain(f.domain), f.name): f for f in model.functions}
+        self.functions = {(domain_of(f.domain), f.name): f for f in model.functions}
         self.output_names = [o.name for o in model.graph.output]
         self.claimed: dict[int, str] = {}
         """The graph output that bears the value of a node."""
         self.readers: set[str] = set(self.output_names)
-        self.opset = next((o.version for o in model.opset_import if _domain(o.domain) == ""), 18)
+        self.opset = next((o.version for o in model.opset_import if domain_of(o.domain) == ""), 18)
         self.external = False
         self.types: dict[str, TensorType] = {}
 
     def graph(self) -> Graph:
         graph = self.model.graph
         nodes = self._sorted(list(graph.node))
-        self.types = _types(self.model, self.symbols, self.functions)
+        self.types = inferred_types(self.model, self.symbols, self.functions)
         defaults = self._initializers()
         for number, node in enumerate(nodes):
             self._node(number, node)
@@ -129,7 +125,7 @@ class _Reader:
             if name in outputs:
                 raise UserError(f"{self.label}: two outputs are named {name!r}")
             outputs[name] = self.values[name]
-        source = OnnxSource(_skeleton(self.model), defaults, self.external, self.path)
+        source = OnnxSource(skeleton(self.model), defaults, self.external, self.path)
         return self.builder.build(outputs, source)
 
     def _sorted(self, nodes: list[NodeProto]) -> list[NodeProto]:
@@ -137,7 +133,7 @@ class _Reader:
         graph = self.model.graph
         known = {i.name for i in graph.input} | {i.name for i in graph.initializer}
         known |= {s.values.name for s in graph.sparse_initializer}
-        self.reads = [[*filter(None, n.input), *_captures(n)] for n in nodes]
+        self.reads = [[*filter(None, n.input), *captures(n)] for n in nodes]
         self.readers.update(name for names in self.reads for name in names)
         made: dict[str, int] = {}
         for i, n in enumerate(nodes):
@@ -200,21 +196,27 @@ class _Reader:
             self.claimed.setdefault(self.values[name], name)
 
     def _node(self, number: int, node: NodeProto) -> None:
-        domain, op = _domain(node.domain), node.op_type
+        domain, op = domain_of(node.domain), node.op_type
         operands = [self.values[name] if name else self.builder.absent() for name in node.input]
         if domain == "" and (domain, op) not in self.functions:
             if op == "Constant" and (weight := self._constant(node)) is not None:
-                return self._weight(node.output[0], weight)
+                self._weight(node.output[0], weight)
+                return
             if op == "ConstantOfShape" and (weight := self._filled(node, operands)) is not None:
-                return self._weight(node.output[0], weight)
+                self._weight(node.output[0], weight)
+                return
+            if op in COMPUTED and (weight := self._computed(node, operands)) is not None:
+                self._weight(node.output[0], weight)
+                return
             if op in ("Identity", "Dropout") and self._alias(node, operands):
-                return None
+                return
             if op in CONVERTERS:
                 try:
-                    return self._core(node, operands)
+                    self._core(node, operands)
+                    return
                 except (NotCore, IllTyped, KeyError, IndexError, TypeError, ValueError):
                     pass  # whatever does not fit exactly stays opaque
-        return self._opaque(number, node, domain, operands)
+        self._opaque(number, node, domain, operands)
 
     def _constant(self, node: NodeProto) -> Weight | None:
         if len(node.attribute) != 1:
@@ -240,6 +242,25 @@ class _Reader:
         if fill.size != 1 or fill.dtype.kind not in "fiub" or any(d < 0 for d in shape.reshape(-1)):
             return None
         return uniform_weight(fill.reshape(()), tuple(int(d) for d in shape.reshape(-1)), node.output[0])
+
+    def _computed(self, node: NodeProto, operands: list[int]) -> Weight | None:
+        """The result of shape arithmetic on known extents, as exporters leave it behind."""
+        if node.op_type == "Shape":
+            kind = self.builder.nodes[operands[0]].type
+            if not isinstance(kind, TensorType) or not kind.concrete:
+                return None
+            bounds = {a.name: a.i for a in node.attribute}
+            extents = (kind.shape or ())[bounds.get("start") : bounds.get("end")]
+            return Weight.of(np.array(extents, np.int64), node.output[0])
+        values = [self._small(i) for i in operands]
+        if len(node.output) != 1 or not values or any(v is None for v in values):
+            return None
+        return small_result(node, self.opset, [v for v in values if v is not None])
+
+    def _small(self, index: int) -> np.ndarray | None:
+        """Value of a small integer or boolean weight."""
+        value = self._value(index) if self.builder.nodes[index].type.bytes <= 8 * SMALL else None
+        return value if value is not None and value.dtype.kind in "iub" and value.size <= SMALL else None
 
     def _value(self, index: int) -> np.ndarray | None:
         """Content of a weight; None if the node is none."""
@@ -309,20 +330,20 @@ class _Reader:
         proto = NodeProto()
         proto.CopyFrom(node)
         for field in ("name", "doc_string", "input", "output", "metadata_props"):
-            proto.ClearField(field)  # type: ignore[arg-type]
-        _internalise(proto, self.folder, self.label)
+            proto.ClearField(field)
+        internalise(proto, self.folder)
         data = proto.SerializeToString(deterministic=True)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         self.builder.opaques[digest] = data
         names = tuple(node.output)
-        captures = _captures(node)
+        captured = captures(node)
         extra: dict[str, Any] = {}
         if missing := tuple(k for k, name in enumerate(names) if not name):
             extra["missing"] = missing  # which outputs are asked for can change what an operator does
-        if _impure(node, domain, self.functions):
+        if impure(node, domain, self.functions):
             extra["unique"] = number
-        attrs = attributes(proto=digest, outputs=len(names), captures=captures, **extra)
-        children = [*operands, *(self.values[name] for name in captures)]
+        attrs = attributes(proto=digest, outputs=len(names), captures=captured, **extra)
+        children = [*operands, *(self.values[name] for name in captured)]
         items = tuple(self.types.get(name, TensorType(None, UNKNOWN)) for name in names)
         kind = items[0] if len(names) == 1 else TupleType(items)
         index = self.builder.add(f"{domain}::{node.op_type}", children, attrs, kind, names)
@@ -330,10 +351,6 @@ class _Reader:
             self._bind(names[0], index)
         else:
             self._project(index, names)
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
 
 
 def _attribute(a: AttributeProto) -> Any:
@@ -352,128 +369,3 @@ def _agree(a: TensorType, b: TensorType) -> bool:
     return len(a.shape) == len(b.shape) and all(
         x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape, b.shape, strict=True)
     )
-
-
-def _captures(node: NodeProto) -> tuple[str, ...]:
-    """Names of outer values that the node's bodies read, in order of first use."""
-    found: dict[str, None] = {}
-    for body in subgraphs(node):
-        for name in _free_names(body):
-            found.setdefault(name)
-    return tuple(found)
-
-
-def _free_names(body: onnx.GraphProto) -> list[str]:
-    bound = {i.name for i in body.input} | {i.name for i in body.initializer}
-    bound |= {s.values.name for s in body.sparse_initializer}
-    free: dict[str, None] = {}
-    for n in body.node:
-        for name in (*n.input, *_captures(n)):
-            if name and name not in bound:
-                free.setdefault(name)
-        bound.update(n.output)
-    for o in body.output:
-        if o.name and o.name not in bound:
-            free.setdefault(o.name)
-    return list(free)
-
-
-def _impure(node: NodeProto, domain: str, functions: dict[tuple[str, str], onnx.FunctionProto]) -> bool:
-    """Whether two equal nodes may give different results: random, stateful, or of an unknown domain."""
-    stack: list[NodeProto] = [node]
-    seen: set[tuple[str, str]] = set()
-    while stack:
-        n = stack.pop()
-        key = (_domain(n.domain), n.op_type)
-        if key in functions:
-            if key not in seen:
-                seen.add(key)
-                stack.extend(functions[key].node)
-            continue
-        if key[0] not in _PURE_DOMAINS or any(part in n.op_type for part in _RANDOM):
-            return True
-        for body in subgraphs(n):
-            stack.extend(body.node)
-    return False
-
-
-def _internalise(node: NodeProto, folder: Path | None, label: str) -> None:
-    """Read the external data of tensors in attributes and bodies: the proto must stand for itself."""
-    for a in node.attribute:
-        for tensor in (a.t, *a.tensors) if a.HasField("t") or a.tensors else ():
-            _embed(tensor, folder, label)
-    for body in subgraphs(node):
-        for tensor in body.initializer:
-            _embed(tensor, folder, label)
-        for inner in body.node:
-            _internalise(inner, folder, label)
-
-
-def _embed(tensor: TensorProto, folder: Path | None, label: str) -> None:
-    if tensor.data_location == TensorProto.EXTERNAL:
-        array = stored_weight(tensor, tensor.name, folder).load()
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-
-
-def _skeleton(model: ModelProto) -> ModelProto:
-    """A copy of the model without nodes, weights and value infos."""
-    copy = ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy_field(copy, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name not in ("node", "initializer", "sparse_initializer", "value_info", "quantization_annotation"):
-            _copy_field(copy.graph, field.name, value)
-    return copy
-
-
-def _copy_field(target: Any, name: str, value: Any) -> None:
-    if isinstance(value, (str, bytes, int, float)):
-        setattr(target, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    else:
-        getattr(target, name).extend(value)
-
-
-def _types(model: ModelProto, symbols: Symbols, functions: Iterable[tuple[str, str]]) -> dict[str, TensorType]:
-    """The types that ONNX's shape inference gives, by value name. Empty if it fails."""
-    copy = _skeleton(model)
-    graph = copy.graph
-    for tensor in model.graph.initializer:
-        graph.initializer.append(_light(tensor))
-    custom = set()
-    for node in model.graph.node:
-        domain = _domain(node.domain)
-        if domain != "" or (domain, node.op_type) in functions:
-            custom.update(node.output)
-        attribute = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
-        if attribute is not None and attribute.name == "value" and attribute.t.ByteSize() > _LARGE:
-            graph.initializer.append(_light(attribute.t))
-            graph.initializer[-1].name = node.output[0]
-        else:
-            graph.node.append(node)
-    for info in model.graph.value_info:
-        graph.value_info.append(info)
-        if info.name not in custom and info.type.HasField("tensor_type"):
-            # Extents that exporters or later edits left here may be stale; only their names are taken over.
-            for d in graph.value_info[-1].type.tensor_type.shape.dim:
-                if d.HasField("dim_value"):
-                    d.ClearField("dim_value")
-    try:
-        inferred = shape_inference.infer_shapes(copy, check_type=False, strict_mode=False, data_prop=True)
-    except Exception:  # noqa: BLE001 (onnx raises several unrelated types)
-        inferred = copy  # a model that ONNX cannot follow; the core type rules still can
-    found: dict[str, TensorType] = {}
-    for info in (*inferred.graph.value_info, *inferred.graph.output):
-        kind = tensor_type(info.type, symbols)
-        if kind is not None:
-            found[info.name] = kind
-    return found
-
-
-def _light(tensor: TensorProto) -> TensorProto:
-    """The tensor itself if it is small, else only its name and type."""
-    if tensor.ByteSize() <= _LARGE and tensor.data_location != TensorProto.EXTERNAL:
-        return tensor
-    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..egraph.graph import Graph, Node, TensorType, TupleType, Weight
-from ..egraph.operators import BINARY, UNARY
 from ..errors import UserError
+from .onnx_bodies import names_within, rename, subgraphs
+from .onnx_forms import FORMS, tensor
 from .onnx_tensor import (
     OnnxSource,
     StoredTensor,
@@ -22,7 +23,6 @@ from .onnx_tensor import (
     dtype_code,
     numpy_dtype,
     stored_weight,
-    subgraphs,
     value_info,
 )
 
@@ -31,17 +31,6 @@ DEFAULT_OPSET, DEFAULT_IR = 18, 8
 
 EXTERNAL_LIMIT = (1 << 31) - (1 << 26)
 """Bytes of weights beyond which they go to a data file: protobuf messages end at 2 GiB."""
-
-_SINCE = {"Erf": 9, "LayerNormalization": 17}
-
-
-def available(op: str, opset: int) -> bool:
-    """Whether the writer can express a core operator in this opset (7 or later)."""
-    return opset >= _SINCE.get(op, 7)
-
-
-class NotWritable(ValueError):
-    """The opset has no form of this operator."""
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -154,7 +143,7 @@ class _Writer:
         self.used = {*graph.input_names, *graph.output_names}
         for proto in self.protos.values():
             for body in subgraphs(proto):
-                self.used.update(_names_within(body))
+                self.used.update(names_within(body))
         if self.source:
             self.used.update(self.source.defaults)
         self.names: dict[int, str] = {}
@@ -181,10 +170,10 @@ class _Writer:
             if i not in self.names and isinstance(node.type, TensorType):
                 wanted = node.names[0] if node.names else ""
                 generated = f"{_short(node.op)}_{i}"
-                self.names[i] = self._free(wanted, wanted or generated if node.op == "Weight" else generated)
+                self.names[i] = self.free(wanted, wanted or generated if node.op == "Weight" else generated)
         self.parts = parts
 
-    def _free(self, wanted: str, generated: str) -> str:
+    def free(self, wanted: str, generated: str) -> str:
         """`wanted`, or `generated` with a number if that is taken."""
         name = wanted or generated
         if name in self.used:
@@ -198,13 +187,13 @@ class _Writer:
 
     # Constants
 
-    def _constant(self, value: Sequence[int] | np.ndarray, hint: str) -> str:
+    def constant(self, value: Sequence[int] | np.ndarray, hint: str) -> str:
         """Name of an initializer with this content, made when first asked for; lists are int64."""
         array = value if isinstance(value, np.ndarray) else np.array(value, np.int64)
         key = f"{array.dtype}{array.shape}".encode() + array.tobytes()
         if key not in self.constants:
             text = "x".join(map(str, array.reshape(-1)[:8].tolist()))
-            self.constants[key] = self._free(f"{hint}_{text}" if text else hint, hint)
+            self.constants[key] = self.free(f"{hint}_{text}" if text else hint, hint)
             self._initializer(numpy_helper.from_array(array, self.constants[key]))
         return self.constants[key]
 
@@ -214,7 +203,7 @@ class _Writer:
             proto = TensorProto()
             proto.CopyFrom(tensor)
             proto.ClearField("name")
-            self._emit("Constant", [], [tensor.name], value=proto)
+            self.emit("Constant", [], [tensor.name], value=proto)
         else:
             self.out.graph.initializer.append(tensor)
 
@@ -222,7 +211,7 @@ class _Writer:
         load = weight.load
         if isinstance(load, Uniform) and self.opset >= 9:
             value = numpy_helper.from_array(load.value.reshape(1))
-            self._emit("ConstantOfShape", [self._constant(load.shape, "shape")], [name], value=value)
+            self.emit("ConstantOfShape", [self.constant(load.shape, "shape")], [name], value=value)
             return
         if isinstance(load, StoredTensor) and not self.externals:
             tensor = TensorProto()
@@ -230,7 +219,7 @@ class _Writer:
             tensor.name = name
             self._initializer(tensor)
             return
-        array = np.ascontiguousarray(load())
+        array = np.asarray(load(), order="C")
         if self.externals and array.nbytes >= 1024 and array.dtype.kind in "fiubc":
             shape = tuple(weight.type.shape or ())
             tensor = TensorProto(name=name, data_type=dtype_code(weight.type.dtype), dims=[int(d) for d in shape])
@@ -259,9 +248,9 @@ class _Writer:
             if node.opaque:
                 self._opaque(node, self.protos[i], operands, self._outputs(i))
             else:
-                _WRITERS[node.op](self, node, operands, self._outputs(i))
+                FORMS[node.op](self, node, operands, self._outputs(i))
         for index, name in self.copies:
-            self._emit("Identity", [self.names[index]], [name])
+            self.emit("Identity", [self.names[index]], [name])
         return self.out
 
     def _outputs(self, i: int) -> list[str]:
@@ -278,7 +267,7 @@ class _Writer:
                 names.append("")
             else:
                 own = node.names[k] if k < len(node.names) else ""
-                names.append(self._free(own, f"{_short(node.op)}_{i}_{k}"))
+                names.append(self.free(own, f"{_short(node.op)}_{i}_{k}"))
         return names
 
     def _interface(self) -> None:
@@ -293,9 +282,9 @@ class _Writer:
         del out.input[:], out.output[:]
         for name in order:
             kind = kinds.get(name)
-            out.input.append(inputs[name] if name in inputs else value_info(name, _tensor(kind)))
+            out.input.append(inputs[name] if name in inputs else value_info(name, tensor(kind)))
         for index, name in zip(graph.outputs, graph.output_names, strict=True):
-            out.output.append(outputs[name] if name in outputs else value_info(name, _tensor(graph.nodes[index].type)))
+            out.output.append(outputs[name] if name in outputs else value_info(name, tensor(graph.nodes[index].type)))
         for name, default in (self.source.defaults if self.source else {}).items():
             if name in wanted:
                 out.initializer.append(self._resident(default))
@@ -319,9 +308,9 @@ class _Writer:
             return tensor
         folder = self.source.path.parent if self.source and self.source.path else None
         array = stored_weight(tensor, tensor.name, folder).load()
-        return numpy_helper.from_array(np.ascontiguousarray(array), tensor.name)
+        return numpy_helper.from_array(np.asarray(array, order="C"), tensor.name)
 
-    def _emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
+    def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         self.nodes.append(helper.make_node(op, list(inputs), list(outputs), f"{op}_{self.serial}", **attrs))
         self.serial += 1
 
@@ -335,7 +324,7 @@ class _Writer:
         renamed = {old: new for old, new in zip(captures, captured, strict=True) if old != new}
         if renamed:
             for body in subgraphs(proto):
-                _rename(body, renamed)
+                rename(body, renamed)
         self.nodes.append(proto)
 
 
@@ -347,142 +336,3 @@ def _copied(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(info)
     return copy
-
-
-def _tensor(kind: object) -> TensorType:
-    assert isinstance(kind, TensorType)
-    return kind
-
-
-def _names_within(body: onnx.GraphProto) -> set[str]:
-    """All names that a body and the bodies in it define."""
-    found = {i.name for i in body.input} | {i.name for i in body.initializer}
-    for node in body.node:
-        found.update(node.output)
-        for inner in subgraphs(node):
-            found |= _names_within(inner)
-    return found - {""}
-
-
-def _rename(body: onnx.GraphProto, renamed: dict[str, str]) -> None:
-    """Rename outer values in a body; names that it defines itself hide them."""
-    own = {i.name for i in body.input} | {i.name for i in body.initializer}
-    renamed = {old: new for old, new in renamed.items() if old not in own}
-    for node in body.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        for inner in subgraphs(node):
-            _rename(inner, renamed)
-        renamed = {old: new for old, new in renamed.items() if old not in node.output}
-    for o in body.output:
-        o.name = renamed.get(o.name, o.name)
-
-
-# One function for each form that is more than the operator's name
-
-_Form = Callable[[_Writer, Node, list[str], list[str]], None]
-
-
-def _plain(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    if not available(node.op, w.opset):
-        raise NotWritable(f"{node.op} needs opset {_SINCE[node.op]}, the model has {w.opset}")
-    w._emit(node.op, inputs, outputs, **node.attrs)
-
-
-def _gemm(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    a = node.attrs
-    defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    attrs = {k: type(d)(a[k]) for k, d in defaults.items() if a[k] != d}
-    if len(inputs) == 2 and w.opset < 11:
-        inputs = [*inputs, w._constant(np.zeros(1, numpy_dtype(_tensor(node.type).dtype)), "zero")]
-    w._emit("Gemm", inputs, outputs, **attrs)
-
-
-def _conv(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    kernel = _tensor(w.graph.nodes[node.inputs[1]].type).shape or ()
-    w._emit("Conv", inputs, outputs, kernel_shape=kernel[2:], **node.attrs)
-
-
-def _pool(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    a = node.attrs
-    attrs: dict[str, Any] = {"kernel_shape": a["kernel"], "strides": a["strides"], "pads": a["pads"]}
-    if a["ceil"]:
-        attrs["ceil_mode"] = 1
-        if w.opset < 10:
-            raise NotWritable(f"{node.op} with ceil_mode needs opset 10, the model has {w.opset}")
-    if any(d != 1 for d in a["dilations"]):
-        attrs["dilations"] = a["dilations"]
-        if w.opset < (10 if node.op == "MaxPool" else 19):
-            raise NotWritable(f"{node.op} with dilations needs a newer opset than {w.opset}")
-    if a.get("include_pad"):
-        attrs["count_include_pad"] = 1
-    w._emit(node.op, inputs, outputs, **attrs)
-
-
-def _softmax(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    axis, shape = node.attrs["axis"], _tensor(node.type).shape or ()
-    if w.opset >= 13 or all(d == 1 for d in shape[axis + 1 :]):
-        w._emit("Softmax", inputs, outputs, axis=axis)
-        return
-    # Up to opset 12 all axes from the given one on are normalised together, so the axis has to be the last one.
-    last = len(shape) - 1
-    perm = [*(i for i in range(last + 1) if i != axis), axis]
-    before, after = w._free("", outputs[0] + "_before"), w._free("", outputs[0] + "_after")
-    w._emit("Transpose", inputs, [before], perm=perm)
-    w._emit("Softmax", [before], [after], axis=last)
-    w._emit("Transpose", [after], outputs, perm=[perm.index(i) for i in range(last + 1)])
-
-
-def _reduce_mean(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    axes, keep = node.attrs["axes"], node.attrs["keepdims"]
-    if not axes:
-        w._emit("Identity", inputs, outputs)
-    elif w.opset < 18:
-        w._emit("ReduceMean", inputs, outputs, axes=axes, keepdims=keep)
-    else:
-        w._emit("ReduceMean", [*inputs, w._constant(axes, "axes")], outputs, keepdims=keep)
-
-
-def _split(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    axis, sizes = node.attrs["axis"], node.attrs["sizes"]
-    if w.opset < 13:
-        w._emit("Split", inputs, outputs, axis=axis, split=sizes)
-    else:
-        w._emit("Split", [*inputs, w._constant(sizes, "sizes")], outputs, axis=axis)
-
-
-def _slice(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    a = node.attrs
-    if not a["axes"]:
-        w._emit("Identity", inputs, outputs)
-    elif w.opset < 10:
-        w._emit("Slice", inputs, outputs, axes=a["axes"], starts=a["starts"], ends=a["ends"])
-    else:
-        bounds = [w._constant(a[key], key) for key in ("starts", "ends", "axes")]
-        w._emit("Slice", [*inputs, *bounds], outputs)
-
-
-def _transpose(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    if node.attrs["perm"]:
-        w._emit("Transpose", inputs, outputs, perm=node.attrs["perm"])
-    else:
-        w._emit("Identity", inputs, outputs)  # a scalar; an empty list is no valid attribute
-
-
-def _reshape(w: _Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    w._emit("Reshape", [*inputs, w._constant(node.attrs["shape"], "shape")], outputs)
-
-
-_WRITERS: dict[str, _Form] = {
-    **dict.fromkeys((*UNARY, *BINARY), _plain),
-    **dict.fromkeys(("MatMul", "BatchNormalization", "GlobalAveragePool", "LayerNormalization", "Concat"), _plain),
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "MaxPool": _pool,
-    "AveragePool": _pool,
-    "Softmax": _softmax,
-    "ReduceMean": _reduce_mean,
-    "Split": _split,
-    "Slice": _slice,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-}

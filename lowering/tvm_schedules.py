@@ -1,6 +1,6 @@
 """CPU schedules for convolutions and matrix products: register tiles, as hand-written libraries have them.
 
-Random search needs some dozen trials of 0.3 s to come near these, and leaves differences between equal kernels that are
+Random search needs some dozen trials of 0.3 s to come near these, and the differences it leaves between like kernels are
 pure luck. So a tuner tries these few first. The inner loops hold a tile of `rows` × `lanes` results in
 registers: per step of the reduction one contiguous vector of weights and a broadcast value for each row.
 
@@ -9,32 +9,101 @@ Goto, van de Geijn: Anatomy of high-performance matrix multiplication (ACM TOMS 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from .tvm_module import tvm
 
+TILES = ((16, 6), (8, 13), (16, 7), (32, 3))
+"""Lanes and most rows of the tiles that are tried: 16 vector registers of 8 floats, some kept for operands."""
+
 _REDUCE = 2
 """`IterVar.CommReduce`."""
 
 
+class NotBlocked(Exception):
+    """The kernel is none that these schedules fit."""
+
+
 def blocked(module: Any, threads: int = 1) -> Iterator[Any]:
     """Schedules of a kernel whose work is one convolution (NCHW) or matrix product; none for other kernels."""
-    tiles = itertools.product((True, False), ((16, 7), (8, 12), (32, 3)))
-    seen = set()
-    for pack, (lanes, rows) in tiles:
-        try:
-            schedule, chosen = _blocked(module, lanes, rows, pack, threads)
-        except (_NotBlocked, tvm().error.TVMError):
-            continue
-        if chosen not in seen:
-            seen.add(chosen)
-            yield schedule
+    seen: set[tuple[Any, ...]] = set()
+    for lanes, rows in (*TILES, (64, 1), (31, 4)):
+        for pack in (True, False):
+            try:
+                schedule, chosen = tiled(module, lanes, rows, pack, threads)
+            except (NotBlocked, RuntimeError, ValueError):  # TVM's schedule errors are RuntimeErrors
+                continue
+            if chosen not in seen:
+                seen.add(chosen)
+                yield schedule
 
 
-class _NotBlocked(Exception):
-    pass
+def tiled(module: Any, lanes: int, rows: int, pack: bool, threads: int = 1) -> tuple[Any, tuple[Any, ...]]:
+    """A schedule with the wanted tile and what tile it is; packing copies weights so that vectors are contiguous.
+
+    Extents that `rows` does not divide get the largest divisor below it. Raises `NotBlocked`.
+    """
+    schedule = tvm().s_tir.Schedule(module)
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    work = [b for b in blocks if _REDUCE in _kinds(schedule, b)]
+    if len(work) != 1 or len(schedule.get(work[0]).reads) != 2:
+        raise NotBlocked
+    main, after = work[0], blocks[blocks.index(work[0]) + 1 :]
+    for block in after[:-1]:
+        schedule.compute_inline(block)
+    kinds = _kinds(schedule, main)
+    spatial, convolution = kinds.count(0), (kinds.count(0), kinds.count(_REDUCE)) == (4, 3)
+    if convolution:
+        vector, row = 1, 3
+    elif spatial >= 2 and kinds.count(_REDUCE) == 1 and _is_matmul(schedule, main):
+        vector, row = spatial - 1, spatial - 2
+    else:
+        raise NotBlocked
+    extents = [int(schedule.get(loop).extent) for loop in schedule.get_loops(main)]
+    lanes = _lanes(extents[vector], lanes)
+    flat = convolution and _divisor(extents[row], rows) < min(4, rows)
+    rows = _divisor(extents[2] * extents[3] if flat else extents[row], rows)
+    # Packing pays when the packed weights are read more than once.
+    single = extents[row] * (extents[2] if convolution else 1) <= rows
+    if convolution and not pack or (not convolution and pack and single) or (lanes == 64 and not single):
+        raise NotBlocked
+
+    packed = schedule.cache_read(main, 1, "global") if pack else None
+    if convolution:
+        schedule.transform_layout(main, ("read", 1), lambda o, i, y, x: [o // lanes, i, y, x, o % lanes])
+    elif packed is not None and len(schedule.get(main).reads[1].region) == 2:
+        schedule.transform_layout(main, ("read", 1), lambda k, j: [j // lanes, k, j % lanes])
+    result = schedule.cache_write(main, 0, "global")
+    if convolution:
+        schedule.transform_layout(main, ("write", 0), lambda n, o, y, x: [n, o // lanes, y, x, o % lanes])
+    schedule.set_scope(main, 0, "local")
+
+    loops = schedule.get_loops(main)
+    reduction = loops[spatial:]
+    v_outer, v_inner = schedule.split(loops[vector], [None, lanes])
+    along = schedule.fuse(loops[2], loops[3]) if flat else loops[row]
+    r_outer, r_inner = schedule.split(along, [None, rows])
+    if convolution:
+        outer = [v_outer, loops[0], r_outer] if flat else [v_outer, loops[0], loops[2], r_outer]
+    else:
+        outer = [*loops[: spatial - 2], v_outer, r_outer]
+    schedule.reorder(*outer, *reduction, r_inner, v_inner)
+    if after:
+        schedule.compute_inline(result)
+        result = after[-1]
+    schedule.reverse_compute_at(result, r_outer)
+    if packed is not None:
+        schedule.compute_at(packed, v_outer)
+        if convolution:
+            lane, *rest = schedule.get_loops(packed)[1:]
+            schedule.reorder(*rest, lane)
+    if threads > 1:
+        schedule.parallel(outer[0])
+    schedule.vectorize(v_inner)
+    schedule.unroll(r_inner)
+    schedule.decompose_reduction(main, reduction[0])
+    return schedule, (lanes, rows, pack, flat)
 
 
 def _divisor(extent: int, limit: int) -> int:
@@ -42,84 +111,26 @@ def _divisor(extent: int, limit: int) -> int:
     return max(d for d in range(1, min(extent, limit) + 1) if extent % d == 0)
 
 
+def _lanes(extent: int, wanted: int) -> int:
+    """`wanted` if it divides the extent; the odd width 31 stands for "whatever divides" where no proper width does."""
+    if wanted != 31:
+        if extent % wanted:
+            raise NotBlocked
+        return wanted
+    if any(extent % lanes == 0 for lanes, _ in TILES):
+        raise NotBlocked
+    found = _divisor(extent, wanted)
+    if found < 4:
+        raise NotBlocked
+    return found
+
+
 def _kinds(schedule: Any, block: Any) -> list[int]:
     return [int(v.iter_type) for v in schedule.get(block).iter_vars]
 
 
-def _extents(schedule: Any, loops: list[Any]) -> list[int]:
-    return [int(schedule.get(loop).extent) for loop in loops]
-
-
-def _blocked(module: Any, lanes: int, rows: int, pack: bool, threads: int) -> tuple[Any, tuple[Any, ...]]:
-    schedule = tvm().s_tir.Schedule(module)
-    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    work = [b for b in blocks if _REDUCE in _kinds(schedule, b)]
-    if len(work) != 1 or len(schedule.get(work[0]).reads) != 2:
-        raise _NotBlocked
-    main = work[0]
-    _inline_after(schedule, blocks[blocks.index(main) + 1 :])
-    kinds = _kinds(schedule, main)
-    spatial, reduced = kinds.count(0), kinds.count(_REDUCE)
-    shape = (spatial, reduced)
-    if shape == (4, 3):
-        vector, row, weight = 1, 3, 1
-    elif spatial >= 2 and reduced == 1 and _is_matmul(schedule, main):
-        vector, row, weight = spatial - 1, spatial - 2, 1
-    else:
-        raise _NotBlocked
-    extents = _extents(schedule, schedule.get_loops(main))
-    lanes, rows = _divisor(extents[vector], lanes), _divisor(extents[row], rows)
-    if lanes < 4:
-        raise _NotBlocked
-    ahead = schedule.get_loops(main)
-    batch = [k for k in range(spatial) if k not in (vector, row)]
-    if shape == (4, 3):
-        # Weights are packed so that output channels are contiguous, results likewise.
-        packed = schedule.cache_read(main, weight, "global")
-        schedule.transform_layout(main, ("read", weight), lambda o, i, y, x: [o // lanes, i, y, x, o % lanes])
-        result = schedule.cache_write(main, 0, "global")
-        schedule.transform_layout(main, ("write", 0), lambda n, o, y, x: [n, o // lanes, y, x, o % lanes])
-        if not pack:
-            raise _NotBlocked
-    else:
-        packed = schedule.cache_read(main, weight, "global") if pack else None
-        if packed is not None and len(schedule.get(main).reads[weight].buffer.shape) == 2:
-            schedule.transform_layout(main, ("read", weight), lambda k, j: [j // lanes, k, j % lanes])
-        result = schedule.cache_write(main, 0, "global")
-    schedule.set_scope(main, 0, "local")
-    loops = schedule.get_loops(main)
-    assert len(loops) == len(ahead)
-    v_outer, v_inner = schedule.split(loops[vector], [None, lanes])
-    r_outer, r_inner = schedule.split(loops[row], [None, rows])
-    outer = [v_outer, *(loops[k] for k in batch), r_outer]
-    if shape != (4, 3):
-        outer = [*(loops[k] for k in batch), v_outer, r_outer]
-    schedule.reorder(*outer, *loops[spatial:], r_inner, v_inner)
-    schedule.reverse_compute_at(result, r_outer)
-    if packed is not None:
-        schedule.compute_at(packed, v_outer)
-        inner = schedule.get_loops(packed)[-1]
-        if int(schedule.get(inner).extent) in (4, 8, 16, 32):
-            schedule.vectorize(inner)
-    if threads > 1:
-        schedule.parallel(outer[0])
-    first = schedule.decompose_reduction(main, loops[spatial])
-    schedule.vectorize(schedule.get_loops(first)[-1])
-    schedule.unroll(schedule.get_loops(first)[-2])
-    schedule.vectorize(v_inner)
-    schedule.unroll(r_inner)
-    return schedule, (lanes, rows, pack)
-
-
-def _inline_after(schedule: Any, blocks: list[Any]) -> None:
-    """Inline what follows the main block, so that one block writes the result."""
-    for block in blocks[:-1]:
-        schedule.compute_inline(block)
-
-
 def _is_matmul(schedule: Any, block: Any) -> bool:
-    """Whether the second operand is read contiguously along the last spatial extent: a product a[…, i, k] · b[…, k, j]."""
+    """Whether the second operand is contiguous along the last spatial extent: a product a[…, i, k] · b[…, k, j]."""
     body = schedule.get(block)
     last = [v.var for v in body.iter_vars if int(v.iter_type) == 0][-1]
-    read = body.reads[1].region[-1].min
-    return bool(read.same_as(last))
+    return bool(body.reads[1].region[-1].min.same_as(last))

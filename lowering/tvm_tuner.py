@@ -25,10 +25,15 @@ import numpy as np
 from .tvm_module import device, tvm
 
 ENOUGH = 8
-"""Trials from which on a kernel counts as tuned."""
+"""Trials from which on a kernel counts as tuned, if no register-tiled schedule (`tvm_schedules`) fits it."""
+
+LIGHT = 4
+"""Trials that are enough for a kernel that hardly computes: fewer than `_INTENSE` FLOPs for each byte of its arguments."""
 
 CANDIDATES = 2
 """Version of the candidate generator; records of another version are tuned anew."""
+
+_INTENSE = 4.0
 
 _NAIVE = 3e7
 """FLOPs above which the unscheduled loop nest is not timed: it would take as long as all trials."""
@@ -40,7 +45,7 @@ class Task:
 
     weight: how often the module calls it. share: its estimated share of the time before tuning.
     trials: candidates measured so far, those of earlier runs included. ms: of the best one, inf if none is known.
-    default: whether the best is TVM's own schedule.
+    default: whether the best is TVM's own schedule. tiled: whether register-tiled schedules were among the candidates.
     """
 
     name: str
@@ -53,11 +58,19 @@ class Task:
     trials: int = 0
     ms: float = float("inf")
     default: bool = False
+    tiled: bool = False
     trace: Any = field(default=None, repr=False)
 
     @property
+    def light(self) -> bool:
+        """Whether memory rather than arithmetic decides its latency."""
+        return self.flops < _INTENSE * self.bytes
+
+    @property
     def tuned(self) -> bool:
-        return self.trials >= ENOUGH and self.ms < float("inf")
+        """Whether its latency says something about the kernel, and not about the luck of a schedule."""
+        enough = 2 if self.tiled else LIGHT if self.light else ENOUGH
+        return self.trials >= enough and self.ms < float("inf")
 
 
 @dataclass(frozen=True)
@@ -145,8 +158,8 @@ def tune(
 ) -> Tuning:
     """Tune the kernels of a fused module, keeping the best schedules in `folder`.
 
-    trials: candidates per kernel on average; costly kernels get up to twice as many, cheap ones fewer (at least `ENOUGH`
-        where `trials` allows). Kernels that have had as many in earlier runs are left alone.
+    trials: candidates per kernel on average; costly kernels get up to twice as many, light ones `LIGHT`.
+        Kernels that have had as many in earlier runs are left alone.
     seconds: stop after this time; the best so far is kept (one candidate may overrun).
     progress: called with trials done, trials planned and seconds.
     """
@@ -183,8 +196,11 @@ def _plan(tasks: list[Task], trials: int) -> list[int]:
     if trials <= 0:
         return [0] * len(tasks)
     roots = [sqrt(t.share) for t in tasks]
-    least = min(ENOUGH, trials)
-    return [int(min(2 * trials, max(least, round(trials * len(tasks) * r / sum(roots))))) for r in roots]
+    mean = trials * len(tasks) / sum(roots)
+    return [
+        int(min(trials, LIGHT) if t.light else min(2 * trials, max(min(ENOUGH, trials), round(mean * r))))
+        for t, r in zip(tasks, roots, strict=True)
+    ]
 
 
 def _improve(t: Task, target: Any, on: Any, wanted: int, seconds: float) -> None:
@@ -220,10 +236,10 @@ def _candidates(t: Task, target: Any, wanted: int) -> Iterator[tuple[Any, Any]]:
 
     known: list[tuple[Any, Any]] = []
     if target.kind.name == "llvm":
-        if t.flops < _NAIVE:
+        known = [(s.trace, s.mod) for s in blocked(t.module, int(target.attrs["num-cores"]))]
+        t.tiled = len(known) > 0
+        if t.flops < _NAIVE and not known:
             known.append((None, t.module))
-        for schedule in blocked(t.module):
-            known.append((schedule.trace, schedule.mod))
     elif target.kind.name == "cuda":
         known.append((None, _dlight(t.module, target)))
     yield from known[t.trials :]
@@ -268,7 +284,8 @@ def _remember(t: Task, folder: Path) -> None:
     """Fill in what is recorded of a task, if anything."""
     try:
         record = json.loads(_file(folder, t.digest).read_text())
-        t.trials, t.ms, t.default, t.trace = record["trials"], record["ms"], record["default"], record["trace"]
+        t.trials, t.ms, t.trace = record["trials"], record["ms"], record["trace"]
+        t.default, t.tiled = record["default"], record["tiled"]
         if t.ms is None:
             t.ms = float("inf")
     except (OSError, ValueError, KeyError, TypeError):
@@ -280,7 +297,7 @@ def _store(t: Task, folder: Path) -> None:
     other = Task(t.name, t.weight, t.digest, None, 0.0, 0.0)
     _remember(other, folder)
     if other.ms < t.ms:
-        t.ms, t.default, t.trace = other.ms, other.default, other.trace
+        t.ms, t.default, t.tiled, t.trace = other.ms, other.default, other.tiled, other.trace
     trace = t.trace
     if trace is not None and not isinstance(trace, list):
         trace = _plain(trace.as_json())
@@ -289,6 +306,7 @@ def _store(t: Task, folder: Path) -> None:
         "trials": max(t.trials, other.trials),
         "ms": t.ms if t.ms < float("inf") else None,
         "default": t.default,
+        "tiled": t.tiled,
         "trace": trace,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,11 @@ class Climb:
                     a = int(gain.argmin())
                 elif not some:
                     return
+            if a >= state.rules.n_sites:  # the sum over an orbit's sites is a guess
+                move = state.evaluate(a)
+                meter.evaluations += 1
+                if move is None or move.cost >= -state.rules.epsilon or not state.fits[a]:
+                    continue
             state.apply(a)
             meter.improved(state.cost)
             if meter.exhausted:
@@ -105,6 +110,7 @@ def look(state: State, meter: Meter, at_most: int | None = None) -> int:
         before = state.evaluations
         done += state.refresh(64)
         meter.evaluations += state.evaluations - before
+    state.refresh(0)  # orbits
     return done
 
 

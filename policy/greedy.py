@@ -45,7 +45,7 @@ class Greedy:
             costs = here.cost + state.delta
             order = np.flatnonzero(state.known & state.fits & (costs < self.alpha * best_cost - state.rules.epsilon))
             for a in order[np.argsort(costs[order], kind="stable")].tolist():
-                key = here.key ^ state.turn[a]
+                key = state.key_after(a)
                 if key in seen or costs[a] >= self.alpha * best_cost - state.rules.epsilon:
                     continue
                 seen.add(key)
@@ -58,7 +58,8 @@ class Greedy:
                 break
             _, _, before, a = heapq.heappop(waiting)
             state.restore(before)
-            state.apply(a)
+            if not state.apply(a) or state.bytes > state.rules.bytes_limit:
+                state.restore(before)  # an orbit's growth is only a guess
             here = state.snapshot()
             if here.cost < best_cost - state.rules.epsilon:
                 best_cost, best = here.cost, here

@@ -151,8 +151,8 @@ def puzzle(rng: np.random.Generator, blocks: int = 6) -> SearchSpace:
 
 
 def _lazy(rng: np.random.Generator, a: int, b: int) -> np.ndarray:
-    """A cheap distinct weight: one random number, broadcast."""
-    return np.broadcast_to(np.float32(rng.random()), (a, b)).astype(np.float32)
+    """A distinct weight that takes no memory: one random number, broadcast."""
+    return np.broadcast_to(np.float32(rng.random()), (a, b))
 
 
 def _merges(b: SpaceBuilder, x: int, parts: Sequence[tuple[int, int]], rng: np.random.Generator) -> None:

@@ -93,14 +93,14 @@ class Substitutions:
         self.keys: list[int] = keys.tolist()
 
         candidates = [i for c in range(space.n_classes) if len(self.options[c]) > 1 for i in self.options[c]]
-        self.actions = [Action((i,)) for i in candidates]
-        if group:
-            self.actions += [Action(tuple(nodes)) for nodes in orbits(space, candidates)]
-        self.actions_of: dict[int, list[int]] = {}
-        for a, action in enumerate(self.actions):
-            for i in action.nodes:
-                self.actions_of.setdefault(self.klass[i], []).append(a)
-        self.targets = np.array([a.nodes[0] for a in self.actions], dtype=np.int64)
+        alike = orbits(space, candidates) if group else []
+        self.actions = [Action((i,)) for i in candidates] + [Action(tuple(nodes)) for nodes in alike]
+        self.n_sites = len(candidates)
+        """Actions below this number are single sites, the others orbits."""
+        number = {i: a for a, i in enumerate(candidates)}
+        self.orbit_sites = np.array([number[i] for nodes in alike for i in nodes], dtype=np.int64)
+        """The site actions of all orbits, one orbit after the other."""
+        self.orbit_start = np.cumsum([0, *(len(nodes) for nodes in alike)])[:-1].astype(np.int64)
         self.original_cost = sum(self.price[i] for i in original if i >= 0)
         self.epsilon = EPSILON * self.original_cost
         self.bytes_limit = cost.weight_limit
@@ -144,6 +144,7 @@ class State:
         self._choice_log: list[tuple[int, int]] = []
         self._born: list[int] = []
         self._touched: set[int] = set()
+        self._low: dict[int, int] = {}
         for c in rules.root_classes:
             self._acquire(c)
         self._forget()
@@ -152,13 +153,14 @@ class State:
         """Change of cost (ms) of each action; meaningful where `closable`."""
         self.growth = np.zeros(a)
         """Change of weight bytes of each action."""
-        self.turn = [0] * a
-        """Change of the key of each action."""
         self.closable = np.zeros(a, dtype=bool)
         """Whether each action changes the state and leads to a complete, acyclic program."""
-        self._stale = set(range(a))
+        self.turn = [0] * rules.n_sites
+        """Change of the key of each site action."""
+        self._stale = set(range(rules.n_sites))
         self._old = np.ones(a, dtype=bool)
-        self._watchers: list[set[int]] = [set() for _ in range(n)]
+        self._summed = False
+        self._watchers: list[dict[int, int]] = [{} for _ in range(n)]
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -188,33 +190,63 @@ class State:
         return sorted(self._stale)
 
     def refresh(self, at_most: int | None = None) -> int:
-        """Work out the moves that the last changes made stale, the first `at_most` of them; how many were."""
+        """Work out the moves that the last changes made stale, the first `at_most` of them; how many were.
+
+        Orbits are summed from their sites, as if these did not touch each other; `evaluate` is exact.
+        """
         todo = sorted(self._stale) if at_most is None else nsmallest(at_most, self._stale)
         for a in todo:
             self.evaluate(a)
+        if not self._stale and not self._summed:
+            self._sum()
         return len(todo)
+
+    def _sum(self) -> None:
+        r = self.rules
+        n, self._summed = r.n_sites, True
+        if not len(r.orbit_sites):
+            return
+        on = self.closable[r.orbit_sites]
+        self.delta[n:] = np.add.reduceat(np.where(on, self.delta[r.orbit_sites], 0.0), r.orbit_start)
+        self.growth[n:] = np.add.reduceat(np.where(on, self.growth[r.orbit_sites], 0.0), r.orbit_start)
+        self.closable[n:] = np.add.reduceat(on.astype(np.int64), r.orbit_start) > 1  # of one site its own action speaks
+        self._old[n:] = False
 
     def evaluate(self, a: int) -> Move | None:
         """What action `a` would do here, or None where it changes nothing or cannot be completed without a cycle.
 
         Weight growth is not looked at. The state stays as it is; the move is remembered until a change touches it.
         """
-        nodes, touched = self.rules.actions[a].nodes, self._touched
+        nodes, touched, low = self.rules.actions[a].nodes, self._touched, self._low
         touched.clear()
-        self._stale.discard(a)
-        self._old[a] = False
+        low.clear()
         cost, size, key = self.cost, self.bytes, self.key
         done = self._perform(nodes) and self.key != key
         move = Move(self.cost - cost, self.bytes - size, self.key ^ key)
         self._undo(0, 0, cost, size, key)
-        for c in touched:
-            self._watchers[c].add(a)
-        self.closable[a] = done
+        self.closable[a], self._old[a] = done, False
+        if a < self.rules.n_sites:
+            self._stale.discard(a)
+            self.turn[a] = move.key
+            refs = self.refs
+            for c in touched:
+                self._watchers[c][a] = refs[c] - low[c] if c in low else 0
         if not done:
             return None
         self.evaluations += 1
-        self.delta[a], self.growth[a], self.turn[a] = move
+        self.delta[a], self.growth[a] = move.cost, move.bytes
         return move
+
+    def key_after(self, a: int) -> int:
+        """The key of the program that action `a` leads to; of an orbit as far as its sites do not touch each other."""
+        r = self.rules
+        if a < r.n_sites:
+            return self.key ^ self.turn[a]
+        key = self.key
+        start = r.orbit_start[a - r.n_sites]
+        for site in r.orbit_sites[start : start + len(r.actions[a].nodes)].tolist():
+            key ^= self.turn[site] if self.closable[site] else 0
+        return key
 
     def selection(self) -> Selection:
         """This program as a selection."""
@@ -233,10 +265,21 @@ class State:
         if not self._perform(self.rules.actions[a].nodes):
             self._undo(0, 0, cost, size, key)
             return False
-        changed = {k if k >= 0 else ~k for k in self._refs_log}
-        changed.update(c for c, _ in self._choice_log)
+        net: dict[int, int] = {}
+        for k in self._refs_log:
+            if k >= 0:
+                net[k] = net.get(k, 0) + 1
+            else:
+                net[~k] = net.get(~k, 0) - 1
+        switched = {c for c, _ in self._choice_log}
         self._forget()
-        self._spoil(changed)
+        self._old[self.rules.n_sites :] = True
+        self._summed = False
+        for c in switched:
+            self._spoil(c, 0)
+        for c, by in net.items():
+            if by and c not in switched:
+                self._spoil(c, min(self.refs[c], self.refs[c] - by))
         return True
 
     def _forget(self) -> None:
@@ -248,18 +291,26 @@ class State:
         return Snapshot(list(self.choice), list(self.refs), self.cost, self.bytes, self.key)
 
     def restore(self, to: Snapshot) -> None:
-        changed = {c for c, (a, b) in enumerate(zip(self.refs, to.refs, strict=True)) if a != b}
-        changed.update(c for c, (a, b) in enumerate(zip(self.choice, to.choice, strict=True)) if a != b)
+        for c, (m, n, i, j) in enumerate(zip(self.refs, to.refs, self.choice, to.choice, strict=True)):
+            if m != n or i != j:
+                self._spoil(c, 0 if i != j else min(m, n))
         self.choice, self.refs = list(to.choice), list(to.refs)
         self.cost, self.bytes, self.key = to.cost, to.bytes, to.key
-        self._spoil(changed)
+        self._old[self.rules.n_sites :] = True
+        self._summed = False
 
-    def _spoil(self, changed: set[int]) -> None:
-        for c in changed:
-            if self._watchers[c]:
-                self._stale |= self._watchers[c]
-                self._old[list(self._watchers[c])] = True
-                self._watchers[c] = set()
+    def _spoil(self, c: int, least: int) -> None:
+        """Forget moves that depend on class `c`, whose number of readers changed but was at least `least` all the time.
+
+        A move that takes away fewer readers than that does the same before and after.
+        """
+        watchers = self._watchers[c]
+        if watchers:
+            gone = [a for a, dip in watchers.items() if dip >= least]
+            self._stale.update(gone)
+            self._old[gone] = True
+            for a in gone:
+                del watchers[a]
 
     # -- how a switch is done --------------------------------------------------------------------------------------
 
@@ -388,13 +439,35 @@ class State:
 
     def _try(self, d: int, i: int, near: dict[int, int]) -> None:
         """Switch live class `d` to `i` if that needs only what is at hand and lowers the cost."""
-        if not self._ready(i, near):
+        if not self._ready(i, near) or not self._promises(d, i):
             return
         at = len(self._refs_log), len(self._choice_log), self.cost, self.bytes, self.key
         births = len(self._born)
         if self._switch(d, i) and self.cost >= at[2] - self.rules.epsilon:
             self._undo(*at)
             del self._born[births:]
+
+    def _promises(self, d: int, i: int) -> bool:
+        """Whether switching live class `d` to `i` could lower the cost, if all that it needs came for nothing."""
+        r, refs, low = self.rules, self.refs, self._low
+        kept = r.kids[i]
+        stack = [self.choice[d]]
+        gain = -r.price[i] - r.epsilon
+        left: dict[int, int] = {}
+        while stack:
+            j = stack.pop()
+            gain += r.price[j]
+            if gain > 0:
+                return True
+            for k in r.kids[j]:
+                if r.const[k] or k in kept:
+                    continue
+                n = left[k] = left.get(k, refs[k]) - 1
+                self._touched.add(k)
+                low[k] = min(n, low.get(k, n))
+                if not n:
+                    stack.append(self.choice[k])
+        return False
 
     def _acquire(self, first: int) -> None:
         r, refs, log = self.rules, self.refs, self._refs_log
@@ -440,14 +513,17 @@ class State:
 
     def _undo(self, refs_mark: int, choice_mark: int, cost: float, size: float, key: int) -> None:
         """Back to the state at these marks; everything undone counts as touched."""
-        refs, touched, log = self.refs, self._touched, self._refs_log
-        for k in log[refs_mark:]:
+        refs, touched, low, log = self.refs, self._touched, self._low, self._refs_log
+        for k in reversed(log[refs_mark:]):
             if k >= 0:
                 refs[k] -= 1
                 touched.add(k)
             else:
-                refs[~k] += 1
-                touched.add(~k)
+                k = ~k
+                if refs[k] < low.get(k, 1 << 30):
+                    low[k] = refs[k]
+                refs[k] += 1
+                touched.add(k)
         del log[refs_mark:]
         for c, old in reversed(self._choice_log[choice_mark:]):
             self.choice[c] = old

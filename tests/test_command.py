@@ -228,7 +228,7 @@ def test_the_record_has_the_schema_and_no_paths(models: dict[str, Path], tmp_pat
 
 def test_public_names() -> None:
     assert xrlflow.__all__ == [
-        "Result", "UserError", "__version__", "extract", "load", "optimize", "save", "saturate", "verify",
+        "Result", "UserError", "__version__", "extract", "load", "optimize", "saturate", "save", "verify",
     ]  # fmt: skip
     for name in xrlflow.__all__:
         assert hasattr(xrlflow, name)

@@ -66,7 +66,9 @@ def feed(proto, seed=0):
             kind = i.type.tensor_type
             shape = [d.dim_value or 2 for d in kind.shape.dim]
             dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            found[i.name] = np.asarray(rng.standard_normal(shape) if dtype != np.bool_ else rng.random(shape) < 0.5).astype(dtype)
+            found[i.name] = np.asarray(
+                rng.standard_normal(shape) if dtype != np.bool_ else rng.random(shape) < 0.5
+            ).astype(dtype)
     return found
 
 
@@ -119,7 +121,12 @@ def sliced(opset, starts, ends, axes):
     return one("Slice", opset, ("x", "starts", "ends", "axes"), weights=w)
 
 
-BN = [weight("s", noise(6)), weight("b", noise(6, seed=1)), weight("m", noise(6, seed=2)), weight("v", noise(6) ** 2 + 0.1)]
+BN = [
+    weight("s", noise(6)),
+    weight("b", noise(6, seed=1)),
+    weight("m", noise(6, seed=2)),
+    weight("v", noise(6) ** 2 + 0.1),
+]
 LINE = value("x", shape=[3, 4, 5])
 
 CASES = {
@@ -128,8 +135,11 @@ CASES = {
     "tanh": (lambda o: one("Tanh", o), (7, 22), ["Tanh"]),
     "erf": (lambda o: one("Erf", o), (9, 13, 22), ["Erf"]),
     "abs-sqrt": (
-        lambda o: model([helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Sqrt", ["a"], ["y"])], [X], [value("y")], opset=o),
-        (7, 22), ["Abs", "Sqrt"],
+        lambda o: model(
+            [helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Sqrt", ["a"], ["y"])], [X], [value("y")], opset=o
+        ),
+        (7, 22),
+        ["Abs", "Sqrt"],
     ),
     "exp": (lambda o: one("Exp", o), (7, 22), ["Exp"]),
     "neg": (lambda o: one("Neg", o), (7, 22), ["Neg"]),
@@ -142,52 +152,136 @@ CASES = {
     "matmul": (lambda o: one("MatMul", o, ("x", "w"), weights=[weight("w", noise(9, 5))]), (7, 13, 22), ["MatMul"]),
     "matmul-vector": (lambda o: one("MatMul", o, ("w", "x"), weights=[weight("w", noise(7))]), (13,), ["MatMul"]),
     "gemm": (
-        lambda o: one("Gemm", o, ("x", "w", "c"), M, [weight("w", noise(5, 6)), weight("c", noise(5))], transB=1, alpha=0.5, beta=2.0),
-        (7, 11, 13, 22), ["Gemm"],
+        lambda o: one(
+            "Gemm",
+            o,
+            ("x", "w", "c"),
+            M,
+            [weight("w", noise(5, 6)), weight("c", noise(5))],
+            transB=1,
+            alpha=0.5,
+            beta=2.0,
+        ),
+        (7, 11, 13, 22),
+        ["Gemm"],
     ),
-    "gemm-without-c": (lambda o: one("Gemm", o, ("x", "w"), M, [weight("w", noise(4, 5))], transA=1), (11, 22), ["Gemm"]),
+    "gemm-without-c": (
+        lambda o: one("Gemm", o, ("x", "w"), M, [weight("w", noise(4, 5))], transA=1),
+        (11, 22),
+        ["Gemm"],
+    ),
     "conv": (
-        lambda o: one("Conv", o, ("x", "w", "b"), weights=[weight("w", noise(4, 3, 3, 2)), weight("b", noise(4))],
-                      group=2, strides=[2, 1], pads=[1, 0, 2, 1], dilations=[1, 2]),
-        (7, 11, 22), ["Conv"],
+        lambda o: one(
+            "Conv",
+            o,
+            ("x", "w", "b"),
+            weights=[weight("w", noise(4, 3, 3, 2)), weight("b", noise(4))],
+            group=2,
+            strides=[2, 1],
+            pads=[1, 0, 2, 1],
+            dilations=[1, 2],
+        ),
+        (7, 11, 22),
+        ["Conv"],
     ),
     "conv-same-lower": (
-        lambda o: one("Conv", o, ("x", "w"), weights=[weight("w", noise(4, 6, 2, 4))], auto_pad="SAME_LOWER", strides=[2, 3]),
-        (7, 22), ["Conv"],
+        lambda o: one(
+            "Conv", o, ("x", "w"), weights=[weight("w", noise(4, 6, 2, 4))], auto_pad="SAME_LOWER", strides=[2, 3]
+        ),
+        (7, 22),
+        ["Conv"],
     ),
-    "conv-1d": (lambda o: one("Conv", o, ("x", "w"), LINE, [weight("w", noise(2, 4, 3))], auto_pad="VALID"), (11,), ["Conv"]),
-    "batch-normalization": (lambda o: one("BatchNormalization", o, ("x", "s", "b", "m", "v"), weights=BN, epsilon=1e-3),
-                            (7, 9, 14, 15, 22), ["BatchNormalization"]),
-    "max-pool": (lambda o: one("MaxPool", o, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]), (7, 8, 12, 22), ["MaxPool"]),
-    "max-pool-dilated": (lambda o: one("MaxPool", o, kernel_shape=[3, 2], dilations=[2, 3], ceil_mode=1), (10, 22), ["MaxPool"]),
-    "max-pool-same": (lambda o: one("MaxPool", o, kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"), (7, 22), ["MaxPool"]),
-    "average-pool": (lambda o: one("AveragePool", o, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]), (7, 11, 19, 22), ["AveragePool"]),
-    "average-pool-padded": (lambda o: one("AveragePool", o, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), (7, 22), ["AveragePool"]),
-    "average-pool-dilated": (lambda o: one("AveragePool", o, kernel_shape=[3, 2], dilations=[2, 1]), (19, 22), ["AveragePool"]),
+    "conv-1d": (
+        lambda o: one("Conv", o, ("x", "w"), LINE, [weight("w", noise(2, 4, 3))], auto_pad="VALID"),
+        (11,),
+        ["Conv"],
+    ),
+    "batch-normalization": (
+        lambda o: one("BatchNormalization", o, ("x", "s", "b", "m", "v"), weights=BN, epsilon=1e-3),
+        (7, 9, 14, 15, 22),
+        ["BatchNormalization"],
+    ),
+    "max-pool": (
+        lambda o: one("MaxPool", o, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]),
+        (7, 8, 12, 22),
+        ["MaxPool"],
+    ),
+    "max-pool-dilated": (
+        lambda o: one("MaxPool", o, kernel_shape=[3, 2], dilations=[2, 3], ceil_mode=1),
+        (10, 22),
+        ["MaxPool"],
+    ),
+    "max-pool-same": (
+        lambda o: one("MaxPool", o, kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        (7, 22),
+        ["MaxPool"],
+    ),
+    "average-pool": (
+        lambda o: one("AveragePool", o, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]),
+        (7, 11, 19, 22),
+        ["AveragePool"],
+    ),
+    "average-pool-padded": (
+        lambda o: one("AveragePool", o, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
+        (7, 22),
+        ["AveragePool"],
+    ),
+    "average-pool-dilated": (
+        lambda o: one("AveragePool", o, kernel_shape=[3, 2], dilations=[2, 1]),
+        (19, 22),
+        ["AveragePool"],
+    ),
     "global-average-pool": (lambda o: one("GlobalAveragePool", o), (7, 22), ["GlobalAveragePool"]),
     "softmax-last": (lambda o: one("Softmax", o, axis=3), (7, 11, 13, 22), ["Softmax"]),
     "softmax-inner": (lambda o: one("Softmax", o, axis=1), (13, 22), ["Softmax"]),
     "softmax-coerced": (lambda o: one("Softmax", o), (7, 12), ["::Softmax"]),
     "softmax-default": (lambda o: one("Softmax", o, x=M), (7, 12, 13, 22), ["Softmax"]),
     "layer-normalization": (
-        lambda o: one("LayerNormalization", o, ("x", "s", "b"), weights=[weight("s", noise(7, 9)), weight("b", noise(7, 9))], axis=-2),
-        (17, 22), ["LayerNormalization"],
+        lambda o: one(
+            "LayerNormalization",
+            o,
+            ("x", "s", "b"),
+            weights=[weight("s", noise(7, 9)), weight("b", noise(7, 9))],
+            axis=-2,
+        ),
+        (17, 22),
+        ["LayerNormalization"],
     ),
-    "reduce-mean": (lambda o: by_version("ReduceMean", 18, o, "axes", [-1, 1], keepdims=0), (11, 13, 18, 22), ["ReduceMean"]),
+    "reduce-mean": (
+        lambda o: by_version("ReduceMean", 18, o, "axes", [-1, 1], keepdims=0),
+        (11, 13, 18, 22),
+        ["ReduceMean"],
+    ),
     "reduce-mean-all": (lambda o: one("ReduceMean", o), (7, 18), ["ReduceMean"]),
-    "concat": (lambda o: one("Concat", o, ("x", "w", "x"), weights=[weight("w", noise(2, 1, 7, 9))], axis=1), (7, 13, 22), ["Concat"]),
+    "concat": (
+        lambda o: one("Concat", o, ("x", "w", "x"), weights=[weight("w", noise(2, 1, 7, 9))], axis=1),
+        (7, 13, 22),
+        ["Concat"],
+    ),
     "split": (lambda o: by_version("Split", 13, o, "split", [1, 2, 3], n=3, axis=1), (7, 11, 13, 18, 22), ["Split"]),
-    "split-equal": (lambda o: one("Split", o, n=3, axis=1, **({"num_outputs": 3} if o >= 18 else {})), (7, 13, 18, 22), ["Split"]),
+    "split-equal": (
+        lambda o: one("Split", o, n=3, axis=1, **({"num_outputs": 3} if o >= 18 else {})),
+        (7, 13, 18, 22),
+        ["Split"],
+    ),
     "slice": (lambda o: sliced(o, [-5, 1], [2**31 - 1, -1], [2, 3]), (7, 10, 13, 22), ["Slice"]),
     "transpose": (lambda o: one("Transpose", o, perm=[0, 2, 3, 1]), (7, 13, 22), ["Transpose"]),
     "transpose-default": (lambda o: one("Transpose", o), (7, 22), ["Transpose"]),
-    "reshape": (lambda o: one("Reshape", o, ("x", "w"), weights=[weight("w", [0, -1, 9], np.int64)]), (7, 14, 19, 22), ["Reshape"]),
+    "reshape": (
+        lambda o: one("Reshape", o, ("x", "w"), weights=[weight("w", [0, -1, 9], np.int64)]),
+        (7, 14, 19, 22),
+        ["Reshape"],
+    ),
     "flatten": (lambda o: one("Flatten", o, axis=2), (7, 9, 13, 22), ["Reshape"]),
     "flatten-negative": (lambda o: one("Flatten", o, axis=-1), (11, 22), ["Reshape"]),
-    "squeeze": (lambda o: by_version("Squeeze", 13, o, "axes", [1], x=value("x", shape=[3, 1, 5])), (7, 11, 13, 22), ["Reshape"]),
+    "squeeze": (
+        lambda o: by_version("Squeeze", 13, o, "axes", [1], x=value("x", shape=[3, 1, 5])),
+        (7, 11, 13, 22),
+        ["Reshape"],
+    ),
     "squeeze-all": (lambda o: one("Squeeze", o, x=value("x", shape=[3, 1, 5, 1])), (7, 22), ["Reshape"]),
     "unsqueeze": (lambda o: by_version("Unsqueeze", 13, o, "axes", [0, 2], x=LINE), (7, 11, 13, 22), ["Reshape"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "opset"), [(name, o) for name, case in CASES.items() for o in case[1]])
@@ -222,7 +316,7 @@ def test_light_models_keep_their_interface_and_are_valid(path, tmp_path):
     # Weights made by ConstantOfShape are known constants, yet none of them is written out in full.
     assert not any(op == "::ConstantOfShape" for op in ops(graph))
     assert graph.coverage > 0.9
-    assert (tmp_path / "out.onnx").stat().st_size < 5e6 < graph.weight_bytes or "inception" in path.stem or graph.weight_bytes < 5e6
+    assert (tmp_path / "out.onnx").stat().st_size < max(1e6, graph.weight_bytes / 4)
 
 
 @pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet"])
@@ -272,12 +366,19 @@ def test_captured_values_are_renamed_in_bodies_where_their_name_changes():
 def test_loop_bodies_capture_outer_weights():
     body = helper.make_graph(
         [helper.make_node("MatMul", ["s", "w"], ["n"]), helper.make_node("Identity", ["go"], ["on"])],
-        "body", [value("k", I64, []), value("go", BOOL, []), value("s", shape=[2, 2])], [value("on", BOOL, []), value("n", shape=[2, 2])],
-    )  # fmt: skip
+        "body",
+        [value("k", I64, []), value("go", BOOL, []), value("s", shape=[2, 2])],
+        [value("on", BOOL, []), value("n", shape=[2, 2])],
+    )
     nodes = [helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)]
     weights = [weight("trips", 3, np.int64), weight("w", noise(2, 2))]
     graph, _ = round_trip(model(nodes, [value("x", shape=[2, 2])], [value("y", shape=[2, 2])], weights))
-    assert [graph.nodes[i].op for i in graph.nodes[graph.operators[0]].inputs] == ["Weight", "Absent", "Input", "Weight"]
+    assert [graph.nodes[i].op for i in graph.nodes[graph.operators[0]].inputs] == [
+        "Weight",
+        "Absent",
+        "Input",
+        "Weight",
+    ]
 
 
 def test_opaque_operators_keep_several_outputs():
@@ -339,7 +440,9 @@ def test_random_operators_never_merge_and_others_do():
 
 
 def test_model_functions_stay_functions_even_under_a_core_operator_s_name():
-    double = helper.make_function("my", "Relu", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)])
+    double = helper.make_function(
+        "my", "Relu", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
     nodes = [helper.make_node("Relu", ["x"], ["h"], domain="my"), helper.make_node("Relu", ["h"], ["y"])]
     proto = model(nodes, [M], [value("y")], domains=["my"], functions=[double])
     graph, out = round_trip(proto)
@@ -360,15 +463,21 @@ def test_operators_of_unknown_domains_pass_through_with_their_types():
 
 
 def test_what_does_not_fit_the_core_form_stays_opaque():
-    weights = [weight("s", [0], np.int64), weight("e", [6], np.int64), weight("a", [1], np.int64), weight("t", [2], np.int64)]
+    weights = [
+        weight("s", [0], np.int64),
+        weight("e", [6], np.int64),
+        weight("a", [1], np.int64),
+        weight("t", [2], np.int64),
+    ]
     step = one("Slice", 18, ("x", "s", "e", "a", "t"), weights=weights)
     symbolic = one("Flatten", 18, x=value("x", shape=["n", 3, 4]))
-    indices = one("MaxPool", 18, n=2, kernel_shape=[2, 2])
-    indices.graph.output[1].type.tensor_type.elem_type = I64
+    pool = helper.make_node("MaxPool", ["x"], ["y", "where"], kernel_shape=[2, 2])
+    indices = model([pool], [X], [value("y"), value("where", I64)])
     computed = model(
         [helper.make_node("Add", ["p", "p"], ["q"]), helper.make_node("Reshape", ["x", "q"], ["y"])],
-        [M, value("p", I64, [2])], [value("y")],
-    )  # fmt: skip
+        [M, value("p", I64, [2])],
+        [value("y", shape=[None, None])],
+    )
     for proto in (step, symbolic, indices, computed):
         graph = load(proto)
         onnx.checker.check_model(to_onnx(graph), full_check=True)
@@ -392,6 +501,35 @@ def test_shapes_that_the_model_computes_from_known_extents_are_constants():
     assert [n.op_type for n in out.graph.node] == ["Reshape"]
 
 
+@pytest.mark.slow
+def test_the_models_of_onnx_s_own_test_suite_compute_the_same():
+    from onnx.backend.test.case.node import collect_testcases
+
+    from xrlflow.lowering import NotEvaluable, evaluate, random_inputs
+
+    compared = evaluated = 0
+    for case in collect_testcases(None):
+        try:
+            inputs = random_inputs(load(case.model), 0)
+            expected = run(case.model, inputs)
+        except Exception:  # noqa: BLE001 (types and operators that ONNX Runtime or the generator has not)
+            continue
+        graph = load(case.model)
+        for a, b in zip(expected, run(to_onnx(graph), inputs), strict=True):
+            if isinstance(a, np.ndarray) and a.dtype.kind in "fiub":
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=case.name)
+                compared += 1
+        try:
+            found = evaluate(graph, inputs, "float32")
+        except NotEvaluable:
+            continue
+        evaluated += 1
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=case.name)
+    assert compared > 1000
+    assert evaluated > 100
+
+
 # Names, leaves, outputs
 
 
@@ -409,14 +547,20 @@ def test_outputs_may_be_inputs_weights_and_the_same_value_twice():
 
 
 def test_an_input_or_a_weight_can_itself_be_an_output():
-    proto = model([helper.make_node("Relu", ["x"], ["y"])], [M], [value("y"), value("x", shape=[4, 6]), value("w", shape=[5])],
-                  [weight("w", noise(5))])  # fmt: skip
+    proto = model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [M],
+        [value("y"), value("x", shape=[4, 6]), value("w", shape=[5])],
+        [weight("w", noise(5))],
+    )
     round_trip(proto)
 
 
 def test_odd_names_and_unused_inputs_are_kept():
     nodes = [helper.make_node("Relu", ["in put/0:é"], ["Relu_1"]), helper.make_node("Tanh", ["Relu_1"], ["out;put"])]
-    graph, out = round_trip(model(nodes, [value("in put/0:é", shape=[2]), value("unused", shape=[3])], [value("out;put")]))
+    graph, out = round_trip(
+        model(nodes, [value("in put/0:é", shape=[2]), value("unused", shape=[3])], [value("out;put")])
+    )
     assert graph.input_names == ("in put/0:é", "unused")
     assert [list(n.output) for n in out.graph.node] == [["Relu_1"], ["out;put"]]
 
@@ -436,7 +580,13 @@ def test_generated_names_avoid_names_inside_bodies():
 
 def test_metadata_symbols_and_value_infos_of_the_interface_are_kept():
     x = helper.make_tensor_value_info("x", F, ["batch", 6], doc_string="pixels")
-    proto = model([helper.make_node("Relu", ["x"], ["y"])], [x], [value("y", shape=["batch", 6])], producer_name="p", doc_string="d")
+    proto = model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [x],
+        [value("y", shape=["batch", 6])],
+        producer_name="p",
+        doc_string="d",
+    )
     helper.set_model_props(proto, {"key": "value"})
     graph, out = round_trip(proto)
     assert graph.nodes[0].type == TensorType(("batch", 6), "float32")
@@ -446,14 +596,26 @@ def test_metadata_symbols_and_value_infos_of_the_interface_are_kept():
 
 
 def test_old_models_whose_weights_are_inputs_keep_that_form():
-    proto = model([helper.make_node("Conv", ["x", "w"], ["y"])], [X, value("w", shape=[2, 6, 1, 1])], [value("y")],
-                  [weight("w", noise(2, 6, 1, 1))], opset=8, ir=3)  # fmt: skip
+    proto = model(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        [X, value("w", shape=[2, 6, 1, 1])],
+        [value("y")],
+        [weight("w", noise(2, 6, 1, 1))],
+        opset=8,
+        ir=3,
+    )
     graph, _ = round_trip(proto)
     assert graph.input_names == ("x",)
 
 
 def test_weights_that_callers_may_override_stay_overridable():
-    proto = model([helper.make_node("Mul", ["x", "w"], ["y"])], [M, value("w", shape=[6])], [value("y")], [weight("w", noise(6))], ir=8)
+    proto = model(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        [M, value("w", shape=[6])],
+        [value("y")],
+        [weight("w", noise(6))],
+        ir=8,
+    )
     graph, out = round_trip(proto)
     assert graph.input_names == ("x", "w")
     x, other = noise(4, 6), noise(6, seed=5)
@@ -485,8 +647,18 @@ def test_sparse_weights_and_all_kinds_of_constants_are_weights():
     np.testing.assert_allclose(run(to_onnx(graph), {"x": x})[0], x + noise(6) + 0.5 + 3 + dense, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT4,
-                                   TensorProto.FLOAT8E4M3FN, TensorProto.UINT16, TensorProto.STRING])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.INT4,
+        TensorProto.FLOAT8E4M3FN,
+        TensorProto.UINT16,
+        TensorProto.STRING,
+    ],
+)
 def test_weights_of_every_type_are_written_as_they_were(dtype):
     values = [b"a", b"b", b"c"] if dtype == TensorProto.STRING else [1, 2, 3]
     tensor = helper.make_tensor("w", dtype, [3], values)
@@ -494,6 +666,16 @@ def test_weights_of_every_type_are_written_as_they_were(dtype):
     out = to_onnx(load(proto)).graph.initializer[0]
     np.testing.assert_array_equal(numpy_helper.to_array(out), numpy_helper.to_array(tensor))
     assert out.data_type == dtype
+
+
+def test_constants_without_dimensions_keep_none():
+    nodes = [
+        helper.make_node("Constant", [], ["zero"], value_int=0),
+        helper.make_node("Constant", [], ["one"], value_int=1),
+        helper.make_node("Range", ["zero", "n", "one"], ["y"]),
+    ]
+    proto = model(nodes, [value("n", I64, [])], [value("y", I64, [None])])
+    assert run(to_onnx(load(proto)), {"n": np.array(3)})[0].tolist() == [0, 1, 2]
 
 
 def test_nodes_need_not_be_sorted():
@@ -678,11 +860,13 @@ def test_importing_the_package_loads_nothing_heavy():
     import sys
 
     code = "import sys, xrlflow.lowering; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_functions_stay_functions_after_their_modules_are_imported():
-    import xrlflow.lowering as lowering
+    from xrlflow import lowering
 
     for name in ("load", "save", "evaluate", "verify", "fold_constants", "random_inputs"):
         assert callable(getattr(lowering, name)), name

@@ -147,7 +147,9 @@ def test_every_enode_computes_its_class(make: object) -> None:
 
 WRONG = [
     Rule("planted-relu", "Relu(Conv(x, w, b, **a))", "Conv(x, w, b, **a)"),
-    Rule("planted-order", "Concat(x, y, axis=k)", "Concat(y, x, axis=k)", where=[Guard("x.shape == y.shape", "one type")]),
+    Rule(
+        "planted-order", "Concat(x, y, axis=k)", "Concat(y, x, axis=k)", where=[Guard("x.shape == y.shape", "one type")]
+    ),
 ]
 
 

@@ -12,7 +12,9 @@ _ORDER = "siblings merge in the order of their weights only, else every order of
 _PER_CHANNEL = "the constant must hold one number, or one for each output channel"
 
 # s as a column for each output channel: (o,) or (1, o, 1, 1) → (o, 1, 1, 1)
-_CHANNEL = "(s.elements == 1 or (s.rank >= y.rank - 1 and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]))"
+_CHANNEL = (
+    "(s.elements == 1 or (s.rank >= y.rank - 1 and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]))"
+)
 _COLUMN = "Reshape(s, shape=[s.elements] + [1] * (w.rank - 1))"
 
 

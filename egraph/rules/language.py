@@ -148,7 +148,11 @@ class Rule:
     def starred(self) -> tuple[str, ...]:
         """Names of the `*xs` in the left side."""
         return tuple(
-            o[1:] for p in self.patterns for q in p.walk() for o in q.operands if isinstance(o, str) and o.startswith("*")
+            o[1:]
+            for p in self.patterns
+            for q in p.walk()
+            for o in q.operands
+            if isinstance(o, str) and o.startswith("*")
         )
 
     def refusal(self, names: Mapping[str, Any]) -> Guard | None:

@@ -127,7 +127,9 @@ RULES = [
         "s = Split(x, axis=k, sizes=n); root = Concat(s[0], s[1], axis=k)",
         "root = x",
         where=[
-            Guard("len(n) == 2", "all parts of the split must come back", counter={"x": T(2, 6), "k": 1, "n": (1, 2, 3)})
+            Guard(
+                "len(n) == 2", "all parts of the split must come back", counter={"x": T(2, 6), "k": 1, "n": (1, 2, 3)}
+            )
         ],
         examples=[{"x": T(2, 6), "k": 1, "n": (2, 4)}, {"x": T(5, 2), "k": 0, "n": (1, 4)}],
     ),

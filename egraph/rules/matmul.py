@@ -47,7 +47,11 @@ y1 = m[0]; y2 = m[1]
                 kind="growth",
                 counter={"t": T(3, 5), "k": 1, "n": (2, 3), "b": T(2), "c": T(3)},
             ),
-            Guard("len(n) == 2", "every part needs its own addend", counter={"t": T(2, 5), "k": 1, "n": (2, 2, 1), "b": W(2), "c": W(2)}),
+            Guard(
+                "len(n) == 2",
+                "every part needs its own addend",
+                counter={"t": T(2, 5), "k": 1, "n": (2, 2, 1), "b": W(2), "c": W(2)},
+            ),
             Guard(
                 "k == t.last",
                 "the split must be along the last axis, the addends' axis",
@@ -186,7 +190,11 @@ y1 = m[0]; y2 = m[1]
         "Transpose(MatMul(x, y), perm=p)",
         "MatMul(Transpose(y, perm=swapped(y.rank)), Transpose(x, perm=swapped(x.rank)))",
         where=[
-            Guard("x.rank >= 2 and y.rank >= 2", "a vector has no two axes to exchange", counter={"x": T(5), "y": T(2, 5, 4), "p": (1, 0)}),
+            Guard(
+                "x.rank >= 2 and y.rank >= 2",
+                "a vector has no two axes to exchange",
+                counter={"x": T(5), "y": T(2, 5, 4), "p": (1, 0)},
+            ),
             Guard(
                 "tuple(p) == swapped(len(p))",
                 "the permutation must exchange the last two axes and nothing else",

@@ -1,0 +1,339 @@
+"""The last word: the winner of a search meets the original in fresh processes, and the noise decides what may be said.
+
+Search data never decides, since the best of many noisy figures is biased. Both models get the same tuning, are compiled
+once, and run in *blocks*: each block starts fresh processes, warms them up, and times rounds in which both sides run once in
+random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel.
+
+Statistics. The interval is the distribution-free one for the median of the pooled ratios by order statistics (the
+sign test inverted; Hahn and Meeker, Statistical Intervals, 5.2) at 99 %. The number of rounds is fixed before the first
+is looked at. Rounds share their process, whose memory layout is luck that lasts: hence several blocks, all of which must agree,
+and control blocks of the original against itself (A/A), whose largest deviation, at least `MARGIN`, the
+interval has to clear.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import UserError
+from .database import Database
+from .target import Target
+from .worker import Worker, WorkerError
+
+if TYPE_CHECKING:
+    import onnx
+
+    Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+MARGIN = 0.01
+"""Least gain that counts: differences below 1 % are a tie however sure they are."""
+
+LEVEL = 0.99
+"""Level of the interval."""
+
+_TASKS = f"{__package__}.measurement"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a fresh measurement says.
+
+    original_ms, optimized_ms: medians; None when nothing was measured (identical programs, or a failure).
+    speedup: median of original/optimised per round; ci_low, ci_high: its interval at level `LEVEL`.
+    verdict: "faster" and "slower" only beyond the interval and the margin; else "tie".
+    judge: False where the figures are no judge of the models, because kernels are not tuned; `reason` then says so.
+    settings: pipeline, tuning, threads, rounds, controls.
+    """
+
+    original_ms: float | None
+    optimized_ms: float | None
+    speedup: float
+    ci_low: float
+    ci_high: float
+    verdict: Literal["faster", "tie", "slower"]
+    judge: bool = True
+    reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+    def __str__(self) -> str:
+        if self.original_ms is None or self.optimized_ms is None:
+            return f"{self.verdict} ({self.reason})"
+        text = (
+            f"{self.original_ms:.3f} ms → {self.optimized_ms:.3f} ms, "
+            f"{self.speedup:.3f}x [{self.ci_low:.3f}, {self.ci_high:.3f}]: {self.verdict}"
+        )
+        return text + (f" ({self.reason})" if self.reason else "")
+
+
+# Statistics
+
+
+def median_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Interval that holds the median with at least this probability, whatever the distribution; (0, inf) if too few."""
+    ordered = np.sort(np.asarray(values, float))
+    n = len(ordered)
+    below = 0.0
+    rank = 0
+    while rank < n // 2:
+        below += math.comb(n, rank) * 0.5**n
+        if below > (1 - level) / 2:
+            break
+        rank += 1
+    return (0.0, math.inf) if rank == 0 else (float(ordered[rank - 1]), float(ordered[n - rank]))
+
+
+def decide(
+    blocks: Sequence[Sequence[float]], controls: Sequence[Sequence[float]] = (), margin: float = MARGIN
+) -> tuple[float, float, float, Literal["faster", "tie", "slower"], float]:
+    """(speed-up, low, high, verdict, margin used) from the ratios original/candidate of each block.
+
+    controls: ratios of blocks in which both sides were the original.
+    """
+    ratios = np.concatenate([np.asarray(b, float) for b in blocks])
+    low, high = median_interval(ratios)
+    deviations = [abs(math.log(statistics.median(c))) for c in controls if len(c)]
+    used = max([math.log1p(margin), *deviations])
+    medians = [statistics.median(b) for b in blocks]
+    verdict: Literal["faster", "tie", "slower"] = "tie"
+    if math.log(max(low, 1e-12)) > used and min(medians) > 1.0:
+        verdict = "faster"
+    elif math.log(high) < -used and max(medians) < 1.0:
+        verdict = "slower"
+    return float(np.median(ratios)), low, high, verdict, math.expm1(used)
+
+
+def rounds_of(
+    first: Callable[[], float], second: Callable[[], float], rounds: int, rng: np.random.Generator
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of both sides, each timed once in each round, in random order."""
+    one, two = [], []
+    for _ in range(rounds):
+        if rng.random() < 0.5:
+            one.append(first())
+            two.append(second())
+        else:
+            two.append(second())
+            one.append(first())
+    return one, two
+
+
+# Measuring
+
+
+def confirm(
+    original: Model,
+    candidate: Model,
+    target: Target,
+    seconds: float = 60.0,
+    *,
+    database: Database | None = None,
+    trials: int = 16,
+    blocks: int = 3,
+    controls: int = 2,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    symbols: Mapping[str, int] | None = None,
+    seed: int = 0,
+    margin: float = MARGIN,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Measure `candidate` against `original` on `target`.
+
+    seconds: for everything. TVM targets may use up to 60 % of it for tuning, half for each side, the same number of trials
+        per kernel; if the original's share did not suffice, the candidate gets no more than it had.
+    database: its folder keeps the tuned schedules; by default the user's cache.
+    blocks, controls: fresh pairs of processes for the comparison and for the original against itself.
+    inputs: what to run on; by default random values (integers 0) with symbolic extents from `symbols` or 1.
+
+    Raises `UserError` for a computed target. A side that cannot run makes a tie (candidate) or raises `UserError`
+    (original).
+    """
+    if not target.measured:
+        raise UserError(f"{target} is computed, not measured: there is nothing to confirm")
+    target.require()
+    deadline = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="xrlflow-") as name:
+        folder = Path(name)
+        sides = _Sides(
+            _file(original, folder / "original.onnx"), _file(candidate, folder / "candidate.onnx"),
+            target, folder, dict(symbols or {}), database or Database(), trials,
+        )  # fmt: skip
+        if filecmp.cmp(sides.original, sides.candidate, shallow=False):
+            return _same("the files are identical", sides.settings)
+        if inputs is not None:
+            np.savez(folder / "inputs.npz", **dict(inputs))
+            sides.inputs = str(folder / "inputs.npz")
+        tell = progress or (lambda text: None)
+        same = sides.prepare(deadline - time.monotonic(), tell)
+        if same:
+            return _same(same, sides.settings)
+        return _measure(sides, deadline, blocks, controls, margin, np.random.default_rng(seed), tell)
+
+
+def _same(reason: str, settings: dict[str, Any]) -> Verdict:
+    return Verdict(None, None, 1.0, 1.0, 1.0, "tie", True, reason, settings)
+
+
+def _file(model: Model, path: Path) -> str:
+    """Path of a model's file; protos and bytes are written to `path`."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+    else:
+        import onnx
+
+        onnx.save_model(model, path, save_as_external_data=model.ByteSize() > 1 << 30, location=path.name + ".data")
+    return str(path)
+
+
+class _Sides:
+    """Two models on their way to being run."""
+
+    def __init__(
+        self, original: str, candidate: str, target: Target, folder: Path, symbols: dict[str, int],
+        database: Database, trials: int,
+    ) -> None:  # fmt: skip
+        self.original, self.candidate, self.target, self.folder = original, candidate, target, folder
+        self.symbols, self.trials, self.inputs = symbols, trials, ""
+        self.schedules = str(database.schedules(target.fingerprint())) if target.kind != "onnxruntime" else ""
+        self.judge = True
+        self.settings: dict[str, Any] = {"target": str(target), "threads": target.threads}
+        self.failure = ""
+
+    def prepare(self, seconds: float, tell: Callable[[str], None]) -> str:
+        """Tune and compile both sides; why they are the same program, or ""."""
+        if self.target.kind == "onnxruntime":
+            self.settings |= {"pipeline": "ORT_ENABLE_ALL", "tuned": False, "trials": 0}
+            return self._prepare_session()
+        self.settings |= {"pipeline": "zero+default", "tuned": self.trials > 0, "trials": self.trials}
+        return self._prepare_tvm(seconds, tell)
+
+    def _call(self, side: str, worker: Worker, task: str, *args: Any, timeout: float) -> Any:
+        try:
+            return worker.call(f"{_TASKS}:{task}", *args, timeout=timeout)
+        except WorkerError as e:
+            if side == "original":
+                raise UserError(f"the original model cannot run on {self.target}: {e}") from None
+            self.failure = str(e)
+            raise
+
+    def _prepare_session(self) -> str:
+        digests = []
+        for side in ("original", "candidate"):
+            with Worker(self.target.threads) as w:
+                path = getattr(self, side)
+                try:
+                    digests.append(self._call(side, w, "digest_optimised", path, self.target.threads, timeout=300))
+                except WorkerError:
+                    return f"the candidate cannot run: {self.failure}"
+        return "ONNX Runtime makes the same program of both" if digests[0] == digests[1] else ""
+
+    def _prepare_tvm(self, seconds: float, tell: Callable[[str], None]) -> str:
+        kind, threads = self.target.kind, self.target.threads
+        share = 0.3 * seconds
+        spent = share
+        found: dict[str, Any] = {}
+        for side in ("original", "candidate"):
+            path = getattr(self, side)
+            with Worker(threads) as w:
+                start = time.monotonic()
+                try:
+                    if self.trials:
+                        tell(f"tuning the {side}")
+                        limit = share if side == "original" else spent
+                        self._tune(side, w, path, limit)
+                        if side == "original":
+                            took = time.monotonic() - start
+                            # An original that was tuned to its end leaves its rest to the candidate.
+                            spent = share if took >= 0.95 * share else 2 * share - took
+                    tell(f"compiling the {side}")
+                    found[side] = self._call(
+                        side, w, "compile_model", path, kind, threads, self.schedules, self.symbols,
+                        str(self.folder / f"{side}.so"), timeout=600,
+                    )  # fmt: skip
+                except WorkerError:
+                    return f"the candidate cannot run: {self.failure}"
+        self.settings["tuning"] = {s: {k: v for k, v in f.items() if k != "digest"} for s, f in found.items()}
+        self.judge = all(f["judge"] for f in found.values())
+        same = found["original"]["digest"] == found["candidate"]["digest"]
+        return "both lower to the same code" if same else ""
+
+    def _tune(self, side: str, worker: Worker, path: str, limit: float) -> None:
+        """Tune one side; a schedule that crashes the process costs what is left of the tuning, not the comparison."""
+        args = (path, self.target.kind, self.target.threads, self.schedules, self.trials, limit, self.symbols)
+        try:
+            worker.call(f"{_TASKS}:tune_model", *args, timeout=limit + 60)
+        except WorkerError as e:
+            self.settings[f"{side}_tuning_ended"] = str(e)
+
+    def load(self, side: str, worker: Worker) -> float:
+        """Get a worker ready to run a side; milliseconds of a run."""
+        path = getattr(self, side)
+        return float(
+            self._call(
+                side, worker, "load_side", path, self.target.kind, self.target.threads,
+                str(self.folder / f"{side}.so"), self.inputs, self.symbols, timeout=300,
+            )  # fmt: skip
+        )
+
+
+def _measure(
+    sides: _Sides, deadline: float, blocks: int, controls: int, margin: float, rng: np.random.Generator,
+    tell: Callable[[str], None],
+) -> Verdict:  # fmt: skip
+    """Run the blocks, controls first and in between, and decide."""
+    plan = ["control"] * controls + ["block"] * blocks
+    rng.shuffle(plan)
+    ratios: dict[str, list[list[float]]] = {"block": [], "control": []}
+    times: list[tuple[list[float], list[float]]] = []
+    rounds = number = 0
+    for k, what in enumerate(plan):
+        tell(f"timing, block {k + 1} of {len(plan)}")
+        with ExitStack() as stack:
+            workers = [stack.enter_context(Worker(sides.target.threads)) for _ in range(2)]
+            pair = ("original", "original" if what == "control" else "candidate")
+            try:
+                once = [sides.load(side, w) for side, w in zip(pair, workers, strict=True)]
+            except WorkerError:
+                return _same(f"the candidate cannot run: {sides.failure}", sides.settings)
+            if not rounds:
+                # Fixed here, before any figure is looked at. A side of a round takes 10 ms or one run.
+                number = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
+                left = max(0.0, deadline - time.monotonic()) / len(plan)
+                rounds = int(min(60, max(12, 1e3 * 0.8 * left / (sum(once) * number))))
+            run = [_timer(w, number) for w in workers]
+            a, b = rounds_of(*run, rounds, rng)
+        ratios[what].append([x / y for x, y in zip(a, b, strict=True)])
+        if what == "block":
+            times.append((a, b))
+    speedup, low, high, verdict, used = decide(ratios["block"], ratios["control"], margin)
+    settings = sides.settings | {
+        "rounds": rounds, "runs_per_round": number, "blocks": blocks, "margin": used, "level": LEVEL,
+        "controls": [statistics.median(c) for c in ratios["control"]],
+        "block_speedups": [statistics.median(c) for c in ratios["block"]],
+    }  # fmt: skip
+    return Verdict(
+        statistics.median(x for a, _ in times for x in a), statistics.median(x for _, b in times for x in b),
+        speedup, low, high, verdict, sides.judge,
+        "" if sides.judge else "not a judge: kernels with more than 5 % of the time are not tuned", settings,
+    )  # fmt: skip
+
+
+def _timer(worker: Worker, number: int) -> Callable[[], float]:
+    return lambda: float(worker.call(f"{_TASKS}:time_side", number, timeout=300))

@@ -1,0 +1,37 @@
+"""Integer arithmetic on small constants, such as exporters emit to compute shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from ..egraph.graph import SMALL, Weight
+
+COMPUTED = frozenset((
+    "Shape", "Size", "Gather", "Cast", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Add", "Sub", "Mul", "Div",
+    "Mod", "Min", "Max", "Neg", "Abs", "Equal", "Less", "Greater", "Not", "And", "Or", "Where", "Expand", "Range",
+    "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "NonZero", "Transpose",
+))  # fmt: skip
+"""Operators that are computed while reading, where all operands are small integer or boolean constants."""
+
+
+def small_result(node: NodeProto, opset: int, values: list[np.ndarray]) -> Weight | None:
+    """The node's result on these operands by ONNX's reference implementation; None if it is large or fails."""
+    from onnx.reference import ReferenceEvaluator
+
+    if node.op_type == "Div" and any((v < 0).any() for v in values):
+        return None  # the reference implementation rounds down, ONNX towards zero
+    names = [f"x{k}" for k in range(len(values))]
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:], copy.output[:] = names, ["y"]
+    copy.domain = ""
+    function = helper.make_function("", "f", names, ["y"], [copy], [helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="raise"):
+            result = ReferenceEvaluator(function).run(None, dict(zip(names, values, strict=True)))[0]
+    except Exception:  # noqa: BLE001 (whatever the reason, the node then stays as it is)
+        return None
+    if not isinstance(result, np.ndarray) or result.size > SMALL or result.dtype.kind not in "iubf":
+        return None
+    return Weight.of(result, node.output[0])

@@ -1,0 +1,79 @@
+"""Types of a model's values by ONNX's own shape inference."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from onnx import ModelProto, TensorProto, shape_inference
+
+from ..egraph.graph import TensorType
+from .onnx_bodies import domain_of
+from .onnx_tensor import Symbols, tensor_type
+
+_LARGE = 1024
+"""Tensors of more bytes are left out of the copy that shape inference gets: it reads only small ones."""
+
+
+def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tuple[str, str]]) -> dict[str, TensorType]:
+    """The types that ONNX's shape inference gives, by value name. Empty if it fails."""
+    copy = skeleton(model)
+    graph = copy.graph
+    for tensor in model.graph.initializer:
+        graph.initializer.append(_light(tensor))
+    custom = set()
+    for node in model.graph.node:
+        domain = domain_of(node.domain)
+        if domain != "" or (domain, node.op_type) in functions:
+            custom.update(node.output)
+        attribute = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
+        if attribute is not None and attribute.name == "value" and attribute.t.ByteSize() > _LARGE:
+            graph.initializer.append(_light(attribute.t))
+            graph.initializer[-1].name = node.output[0]
+        else:
+            graph.node.append(node)
+    for info in model.graph.value_info:
+        graph.value_info.append(info)
+        if info.name not in custom and info.type.HasField("tensor_type"):
+            # Extents that exporters or later edits left here may be stale; only their names are taken over.
+            for d in graph.value_info[-1].type.tensor_type.shape.dim:
+                if d.HasField("dim_value"):
+                    d.ClearField("dim_value")
+    try:
+        inferred = shape_inference.infer_shapes(copy, check_type=False, strict_mode=False, data_prop=True)
+    except Exception:  # noqa: BLE001 (onnx raises several unrelated types)
+        inferred = copy  # a model that ONNX cannot follow; the core type rules still can
+    found: dict[str, TensorType] = {}
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
+        kind = tensor_type(info.type, symbols)
+        if kind is not None:
+            found[info.name] = kind
+    return found
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    """The tensor itself if it is small, else only its name and type."""
+    if tensor.ByteSize() <= _LARGE and tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+
+def skeleton(model: ModelProto) -> ModelProto:
+    """A copy of the model without nodes, weights and value infos."""
+    copy = ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name not in ("node", "initializer", "sparse_initializer", "value_info", "quantization_annotation"):
+            _copy_field(copy.graph, field.name, value)
+    return copy
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes, int, float)):
+        setattr(target, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
