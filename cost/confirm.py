@@ -313,10 +313,10 @@ def _measure(
             except WorkerError:
                 return _same(f"the candidate cannot run: {sides.failure}", sides.settings)
             if not rounds:
-                # Fixed here, before any figure is looked at. A side of a round takes 10 ms or one run.
+                # Fixed before any figure is looked at. A side of a round takes 10 ms or one run.
                 number = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
                 left = max(0.0, deadline - time.monotonic()) / len(plan)
-                rounds = int(min(60, max(12, 1e3 * 0.8 * left / (sum(once) * number))))
+                rounds = int(min(60, max(4, 1e3 * 0.8 * left / (sum(once) * number))))
             run = [_timer(w, number) for w in workers]
             a, b = rounds_of(*run, rounds, rng)
         ratios[what].append([x / y for x, y in zip(a, b, strict=True)])

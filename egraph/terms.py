@@ -42,6 +42,8 @@ class TermGraph:
     highest: list[int] = field(default_factory=list)
     makers: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
+    users: list[list[int]] = field(default_factory=list)
+    """Keys of the terms that read a class, kept at its smallest key."""
     attribute_table: list[Attributes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     maker: int = ORIGINAL
@@ -70,6 +72,7 @@ class TermGraph:
         known = [k for k in (self.lowest[a], self.lowest[b]) if k >= 0]
         self.lowest[a] = min(known, default=-1)
         self.highest[a] = max(self.highest[a], self.highest[b])
+        self.users[a].extend(self.users[b])
         return a
 
     def attribute_id(self, attrs: Attributes) -> int:
@@ -110,6 +113,9 @@ class TermGraph:
         self.highest.append(highest)
         self.makers.append(self.maker)
         self.parent.append(key)
+        self.users.append([])
+        for k in dict.fromkeys(kids):
+            self.users[k].append(key)
         self._index[op, a, kids] = key
         return key
 
@@ -180,6 +186,11 @@ class Term:
         return self.terms.const[self.terms.find(self.key)]
 
     @property
+    def op(self) -> str:
+        """The operator that first computed this class."""
+        return self.terms.ops[self.terms.find(self.key)]
+
+    @property
     def lowest(self) -> int:
         return self.terms.lowest[self.terms.find(self.key)]
 
@@ -204,6 +215,26 @@ class Term:
         """Whether, as an operand of a result of rank `rank`, its extent along `axis` is 1 (or missing)."""
         own = axis - (rank - self.rank)
         return own < 0 or self.shape[own] == 1
+
+    def next_sibling(self, w: Term, v: Term) -> bool:
+        """Whether merging the weights w and v of two operators on this term extends a run of siblings by one.
+
+        Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. So n siblings
+        have n²/2 merged forms, each made in one way, and not 2ⁿ.
+        """
+        terms = self.terms
+        if not 0 <= w.highest < v.lowest or (v.op == "Concat" and v.lowest != v.highest):
+            return False
+        me, shape = terms.find(self.key), v.shape
+        for key in terms.users[me]:
+            kids = terms.operands[key]
+            if terms.ops[key] not in ("MatMul", "Conv") or terms.find(kids[0]) != me or not terms.const[kids[1]]:
+                continue
+            other = Term(terms, kids[1])
+            # a stranger in between, of another kernel size say, is no sibling
+            if w.highest < other.lowest and other.highest < v.lowest and other.shape[2:] == shape[2:]:
+                return False
+        return True
 
     def __getitem__(self, index: int) -> Term:
         if not isinstance(self.type, TupleType):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..egraph.graph import Graph, Node
+from ..egraph.graph import Graph, Node, TupleType
 from .onnx_tensor import numpy_dtype
 
 Tensor = torch.Tensor
@@ -45,11 +45,17 @@ def to_numpy(tensor: Tensor, dtype: str) -> np.ndarray:
         return tensor.contiguous().numpy().astype(numpy_dtype(dtype), copy=False)
 
 
-def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], dtype: str = "float64") -> list[np.ndarray]:
+Opaque = Callable[[int, list[np.ndarray | None]], list[np.ndarray]]
+
+
+def evaluate(
+    graph: Graph, inputs: Mapping[str, np.ndarray], dtype: str = "float64", opaque: Opaque | None = None
+) -> list[np.ndarray]:
     """The graph's outputs for these inputs, in the graph's order.
 
     Floating-point tensors, weights included, are computed and returned in `dtype`; integers and booleans as they
-    are. Raises `NotEvaluable` naming the operator if a live operator is not core, `KeyError` for an input not given.
+    are. `opaque` computes the operators that are not core, given the node's index and its operands (None where one is
+    absent). Raises `NotEvaluable` naming the operator if there is none, `KeyError` for an input that is not given.
     """
     width = getattr(torch, dtype)
 
@@ -58,6 +64,9 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], dtype: str = "float
             array = inputs[str(node.attrs["name"])]
         else:
             array = graph.weights[str(node.attrs["digest"])].load()
+        return widened(array)
+
+    def widened(array: np.ndarray) -> Tensor:
         tensor = to_torch(array)
         return tensor.to(width) if tensor.is_floating_point() else tensor
 
@@ -69,6 +78,10 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], dtype: str = "float
             node = graph.nodes[i]
             if node.op in ("Input", "Weight"):
                 values[i] = leaf(node)
+            elif node.opaque and opaque is not None:
+                operands = [_plain(values.get(k)) for k in node.inputs]
+                results = tuple(widened(array) for array in opaque(i, operands))
+                values[i] = results if isinstance(node.type, TupleType) else results[0]
             elif node.op != "Absent":
                 values[i] = _apply(node, [values[k] for k in node.inputs if k in values])
             for k in dict.fromkeys(node.inputs):
@@ -76,6 +89,10 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray], dtype: str = "float
                     values.pop(k, None)
     found = [values[i] for i in graph.outputs]
     return [to_numpy(v, str(v.dtype).removeprefix("torch.")) for v in found if isinstance(v, Tensor)]
+
+
+def _plain(value: Value | None) -> np.ndarray | None:
+    return to_numpy(value, str(value.dtype).removeprefix("torch.")) if isinstance(value, Tensor) else None
 
 
 def _apply(node: Node, operands: list[Value]) -> Value:

@@ -32,7 +32,10 @@ def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tup
             graph.initializer[-1].name = node.output[0]
         else:
             graph.node.append(node)
+    weights = {tensor.name for tensor in graph.initializer}
     for info in model.graph.value_info:
+        if info.name in weights:  # torch lists its initializers here too; their own extents are known better
+            continue
         graph.value_info.append(info)
         if info.name not in custom and info.type.HasField("tensor_type"):
             # Extents that exporters or later edits left here may be stale; only their names are taken over.

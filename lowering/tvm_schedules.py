@@ -62,8 +62,8 @@ def tiled(module: Any, lanes: int, rows: int, pack: bool, threads: int = 1) -> t
         raise NotBlocked
     extents = [int(schedule.get(loop).extent) for loop in schedule.get_loops(main)]
     lanes = _lanes(extents[vector], lanes)
-    flat = convolution and _divisor(extents[row], rows) < min(4, rows)
-    rows = _divisor(extents[2] * extents[3] if flat else extents[row], rows)
+    # A tile of a convolution may cover several lines: their parts are taken together.
+    lines, rows = _rectangle(extents[2] if convolution else 1, extents[row], rows)
     # Packing pays when the packed weights are read more than once.
     single = extents[row] * (extents[2] if convolution else 1) <= rows
     if convolution and not pack or (not convolution and pack and single) or (lanes == 64 and not single):
@@ -82,13 +82,14 @@ def tiled(module: Any, lanes: int, rows: int, pack: bool, threads: int = 1) -> t
     loops = schedule.get_loops(main)
     reduction = loops[spatial:]
     v_outer, v_inner = schedule.split(loops[vector], [None, lanes])
-    along = schedule.fuse(loops[2], loops[3]) if flat else loops[row]
-    r_outer, r_inner = schedule.split(along, [None, rows])
+    r_outer, r_inner = schedule.split(loops[row], [None, rows])
+    inner = [r_inner]
     if convolution:
-        outer = [v_outer, loops[0], r_outer] if flat else [v_outer, loops[0], loops[2], r_outer]
+        l_outer, l_inner = schedule.split(loops[2], [None, lines])
+        outer, inner = [v_outer, loops[0], l_outer, r_outer], [l_inner, r_inner]
     else:
         outer = [*loops[: spatial - 2], v_outer, r_outer]
-    schedule.reorder(*outer, *reduction, r_inner, v_inner)
+    schedule.reorder(*outer, *reduction, *inner, v_inner)
     if after:
         schedule.compute_inline(result)
         result = after[-1]
@@ -101,14 +102,21 @@ def tiled(module: Any, lanes: int, rows: int, pack: bool, threads: int = 1) -> t
     if threads > 1:
         schedule.parallel(outer[0])
     schedule.vectorize(v_inner)
-    schedule.unroll(r_inner)
+    for loop in inner:
+        schedule.unroll(loop)
     schedule.decompose_reduction(main, reduction[0])
-    return schedule, (lanes, rows, pack, flat)
+    return schedule, (lanes, lines, rows, pack)
 
 
 def _divisor(extent: int, limit: int) -> int:
     """The largest divisor of `extent` that is at most `limit`."""
     return max(d for d in range(1, min(extent, limit) + 1) if extent % d == 0)
+
+
+def _rectangle(height: int, width: int, most: int) -> tuple[int, int]:
+    """The largest lines × columns of at most `most` that divide an area; the wider one of equals."""
+    columns = [d for d in range(1, min(width, most) + 1) if width % d == 0]
+    return max(((_divisor(height, most // c), c) for c in columns), key=lambda t: (t[0] * t[1], t[1]))
 
 
 def _lanes(extent: int, wanted: int) -> int:

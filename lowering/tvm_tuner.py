@@ -10,6 +10,7 @@ Shao et al.: Tensor program optimization with probabilistic programs (MetaSchedu
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tempfile
@@ -261,6 +262,8 @@ def _random(t: Task, target: Any, n: int) -> Iterator[tuple[Any, Any]]:
 
     if n <= 0:
         return
+    if target.kind.name == "cuda":
+        importlib.import_module("tvm.s_tir.tensor_intrin.cuda")  # 10 s, once a process; its schedules need it
     with target:
         context = ms.TuneContext(
             t.module, target=target, space_generator="post-order-apply", search_strategy="replay-trace",

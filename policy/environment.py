@@ -30,7 +30,7 @@ from .features import (
     layout,
     view,
 )
-from .substitution import State, Substitutions
+from .substitution import Snapshot, State, Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -75,6 +75,16 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
         self.action_space = spaces.Discrete(len(self.rules) + 1)
         self.observation_space = self._observation_space()
 
+    def twin(self) -> ExtractionEnv:
+        """A second environment of the same kind at the original program; what never changes is shared."""
+        other = object.__new__(ExtractionEnv)
+        other.__dict__.update(self.__dict__)
+        self.state.restore(self._start)
+        self.state.refresh()
+        other.state = self.state.copy()
+        other._best, other._steps = self._start, 0
+        return other
+
     @property
     def stop(self) -> int:
         """The number of the action Stop."""
@@ -84,6 +94,11 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
     def best_cost(self) -> float:
         """Cost (ms) of the best program of this episode."""
         return self._best.cost
+
+    @property
+    def best_snapshot(self) -> Snapshot:
+        """The best program of this episode, for `State.restore`."""
+        return self._best
 
     def best(self) -> Selection:
         """The best program of this episode."""

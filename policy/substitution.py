@@ -162,6 +162,20 @@ class State:
         self._summed = False
         self._watchers: list[dict[int, int]] = [{} for _ in range(n)]
 
+    def copy(self) -> State:
+        """Another state at the same program that knows the same moves; it starts to count evaluations at 0."""
+        other = object.__new__(State)
+        other.__dict__.update(self.__dict__)
+        other.choice, other.refs, other.turn = list(self.choice), list(self.refs), list(self.turn)
+        other.delta, other.growth = self.delta.copy(), self.growth.copy()
+        other.closable, other._old = self.closable.copy(), self._old.copy()
+        other.evaluations = 0
+        other._plan, other._low, other._touched = {}, {}, set()
+        other._refs_log, other._choice_log, other._born = [], [], []
+        other._stale = set(self._stale)
+        other._watchers = [dict(w) for w in self._watchers]
+        return other
+
     # -- looking ---------------------------------------------------------------------------------------------------
 
     @property

@@ -502,6 +502,7 @@ def test_shapes_that_the_model_computes_from_known_extents_are_constants():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_the_models_of_onnx_s_own_test_suite_compute_the_same():
     from onnx.backend.test.case.node import collect_testcases
 

@@ -183,3 +183,23 @@ def test_the_space_is_the_same_in_different_processes() -> None:
         for seed in ("1", "2")
     ]  # fmt: skip
     assert runs[0] == runs[1]
+
+
+def test_siblings_merge_in_runs_not_in_subsets() -> None:
+    """Eight siblings have 7 + 6 + … + 1 merged forms; the subsets would be 247."""
+    space = saturate(projections(8, biased=False))
+    assert space.report.stop_reason == "saturated"
+    assert len(operators(space, "MatMul")) == 8 + 28
+    assert space.report.fired["merge-sibling-matmuls"] == 28
+
+
+def test_a_convolution_of_another_size_does_not_part_siblings() -> None:
+    rng = np.random.default_rng(2)
+    g = GraphBuilder()
+    x = g.input("x", TensorType((1, 3, 5, 5), F))
+    ys = {}
+    for i, k in enumerate((1, 3, 1)):
+        w = g.weight(rng.normal(size=(2 + i, 3, k, k)).astype(F))
+        ys[f"y{i}"] = g.op("Conv", x, w, strides=(1, 1), dilations=(1, 1), pads=(k // 2,) * 4, group=1)
+    space = saturate(g.build(ys))
+    assert space.report.fired["merge-sibling-convs"] == 1

@@ -16,7 +16,7 @@ def noise(*shape, seed=0, dtype=np.float32):
 
 
 def network(error=0.0, layer=1, dtype="float32", merged=False):
-    """A perceptron of three layers; `error` is a relative one of a layer's weights, `merged` the same by other means."""
+    """A perceptron of three layers; `error` is that of one layer's weights; `merged` is the same by other means."""
     g = GraphBuilder()
     x = g.input("x", TensorType(("n", 32), dtype))
     for k in range(3):
@@ -60,6 +60,24 @@ def test_a_planted_error_fails_where_some_operators_are_opaque():
 
     assert verify(clipped(0), clipped(0)).passed
     assert not verify(clipped(0), clipped(0.01)).passed
+
+
+def test_the_reference_gets_past_opaque_operators():
+    from xrlflow.lowering import evaluate, random_inputs
+    from xrlflow.lowering.opaque import OpaqueRunner
+
+    # Token numbers cannot be perturbed, so the original's own error is known only if Gather can be passed.
+    g = network()
+    proto = to_onnx(g)
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]))
+    proto.graph.initializer.append(numpy_helper.from_array(noise(50, 32), "table"))
+    proto.graph.node.insert(0, helper.make_node("Gather", ["table", "ids"], ["x"]))
+    graph = load(proto)
+    ids = random_inputs(graph, 0, {"n": 9})
+    (found,) = evaluate(graph, ids, opaque=OpaqueRunner(graph))
+    (expected,) = evaluate(g, {"x": noise(50, 32)[ids["ids"]]})
+    np.testing.assert_array_equal(found, expected)
+    assert verify(graph, graph).passed
 
 
 def test_graphs_protos_bytes_and_paths_are_accepted(tmp_path):

@@ -8,7 +8,7 @@ _A = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 1}
 _SAME = {"strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1), "group": 1}
 _STRIDED = {"strides": (2, 1), "dilations": (1, 1), "pads": (0, 1, 1, 0), "group": 1}
 _GROUPED = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 2}
-_ORDER = "siblings merge in the order of their weights only, else every order of a group is made"
+_ORDER = "siblings merge in the order of their weights, one after the other, else every subset of a group is made"
 _PER_CHANNEL = "the constant must hold one number, or one for each output channel"
 
 # s as a column for each output channel: (o,) or (1, o, 1, 1) → (o, 1, 1, 1)
@@ -127,7 +127,7 @@ y1 = m[0]; y2 = m[1]
             Guard("w.const and v.const", "both kernels must be weights, so that their concatenation folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "v": T(4, 2, 3, 3), "a": _A}),
             Guard("w.shape[2:] == v.shape[2:]", "the kernels must have one size", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 1), "v": W(4, 2, 3, 3), "a": _A}),
             Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "w": W(2, 2, 3, 3), "v": W(4, 2, 3, 3), "a": _GROUPED}),
-            Guard("0 <= w.highest < v.lowest", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "a": _A}),
+            Guard("x.next_sibling(w, v)", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "a": _A}),
         ],
         examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "v": W(4, 2, 3, 3), "a": _STRIDED}],
         source="TASO's conv merge",
@@ -143,7 +143,7 @@ y1 = m[0]; y2 = m[1]
             Guard("w.const and v.const and b.const and c.const", "kernels and biases must be weights, so that their concatenation folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "v": T(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A}),
             Guard("w.shape[2:] == v.shape[2:]", "the kernels must have one size", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A}),
             Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "w": W(2, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(2), "c": W(4), "a": _GROUPED}),
-            Guard("0 <= w.highest < v.lowest", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "b": W(4), "c": W(3), "a": _A}),
+            Guard("x.next_sibling(w, v)", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "b": W(4), "c": W(3), "a": _A}),
         ],
         examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _SAME}],
         source="TASO's conv merge",

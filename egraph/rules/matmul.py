@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .language import C, Guard, Rule, T, W
 
-_ORDER = "siblings merge in the order of their weights only, else every order of a group is made"
+_ORDER = "siblings merge in the order of their weights, one after the other, else every subset of a group is made"
 
 RULES = [
     Rule(
@@ -27,7 +27,7 @@ y1 = m[0]; y2 = m[1]
                 counter={"x": T(3, 5), "w": W(3, 5, 2), "v": W(3, 5, 2)},
             ),
             Guard(
-                "0 <= w.highest < v.lowest",
+                "x.next_sibling(w, v)",
                 _ORDER,
                 kind="growth",
                 counter={"v": W(5, 2), "w": W(5, 7), "x": T(3, 5)},
