@@ -1,6 +1,7 @@
 """Hill climbing by substitutions: down to a local optimum, then out of it by annealing while budget remains.
 
-Descent over the group moves comes first. Then rounds of simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best
+Descent over the group moves comes first, over plateaus too: a scale that moves through a transpose and a reshape costs the
+same at each step and pays at the last, where it folds into a weight. Then rounds of simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best
 program so far, each cooled down to the scale of the smallest gains and ended by a descent. Annealing looks at one random
 move a step, so a round costs no more evaluations than it has steps. Deterministic for a seed and a budget in steps.
 """
@@ -25,6 +26,7 @@ class Climb:
 
     heat: temperature at which a round starts, in units of the median size of a move's change of cost; it ends `cooling`
     times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
+    sideways: how many moves that change no cost it makes in a row, those that the last one opened first.
     patience: how many rounds in a row may bring nothing, each twice as long as the one before, until it stops although
     budget remains. chunk: moves looked at before a descent takes the best of them; with fewer moves it is steepest descent.
     """
@@ -32,9 +34,16 @@ class Climb:
     name = "climb"
 
     def __init__(
-        self, heat: float = 2.0, cooling: float = 50.0, sweeps: int = 20, patience: int = 5, chunk: int = 512
+        self,
+        heat: float = 2.0,
+        cooling: float = 50.0,
+        sweeps: int = 20,
+        patience: int = 5,
+        chunk: int = 512,
+        sideways: int = 64,
     ) -> None:
         self.heat, self.cooling, self.sweeps, self.patience, self.chunk = heat, cooling, sweeps, patience, chunk
+        self.sideways = sideways
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
@@ -61,7 +70,34 @@ class Climb:
         return finish(space, cost, state, best, meter, reason, self.name)
 
     def _descend(self, state: State, meter: Meter) -> None:
-        """Moves that lower the cost until there is none or the budget is gone."""
+        """Moves that lower the cost until there is none, nor one beyond a plateau, or the budget is gone."""
+        while True:
+            self._steepest(state, meter)
+            if meter.exhausted or not self._cross(state, meter):
+                return
+
+    def _cross(self, state: State, meter: Meter) -> bool:
+        """Walk along the plateau until a move lowers the cost; False, and back at the start, if none does."""
+        rules, start = state.rules, state.snapshot()
+        visited = {state.key}
+        before = np.zeros(len(rules), dtype=bool)
+        for _ in range(self.sideways):
+            look(state, meter)
+            usable = state.known & state.fits
+            if (usable & (state.delta < -rules.epsilon)).any():
+                return True
+            flat = usable & (np.abs(state.delta) <= rules.epsilon)
+            options = [*np.flatnonzero(flat & ~before).tolist(), *np.flatnonzero(flat & before).tolist()]
+            a = next((a for a in options if state.key_after(a) not in visited), -1)
+            if a < 0 or meter.exhausted or not state.apply(a):
+                break
+            visited.add(state.key)
+            before = flat
+        state.restore(start)
+        return False
+
+    def _steepest(self, state: State, meter: Meter) -> None:
+        """The move that lowers the cost most, again and again."""
         while True:
             a = -1
             while a < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ def sampled(rng, speedup, rounds=30, blocks=3, controls=2, noise=0.03, process=0
     return [block(speedup) for _ in range(blocks)], [block(1.0) for _ in range(controls)]
 
 
-@pytest.mark.parametrize("noise,process", [(0.005, 0.002), (0.03, 0.004), (0.1, 0.01), (0.03, 0.02)])
+@pytest.mark.parametrize(("noise", "process"), [(0.005, 0.002), (0.03, 0.004), (0.1, 0.01), (0.03, 0.02)])
 def test_equal_models_are_called_faster_in_at_most_one_percent(noise, process):
     rng = np.random.default_rng(1)
     runs = [decide(*sampled(rng, 1.0, noise=noise, process=process))[3] for _ in range(1500)]
@@ -86,7 +87,8 @@ def test_too_few_values_have_no_interval():
 
 def test_rounds_alternate_in_random_order():
     calls = []
-    one, two = rounds_of(lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 2.0, 50, np.random.default_rng(0))
+    first, second = lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 2.0
+    one, two = rounds_of(first, second, 50, np.random.default_rng(0))
     assert one == [1.0] * 50 and two == [2.0] * 50
     pairs = ["".join(calls[k : k + 2]) for k in range(0, 100, 2)]
     assert set(pairs) == {"ab", "ba"} and 10 < pairs.count("ab") < 40
@@ -95,7 +97,7 @@ def test_rounds_alternate_in_random_order():
 def model(sizes, seed=0, name="g", extra=0):
     """A chain of products x · w₀ · w₁ …, with `extra` products that multiply again by the identity."""
     rng = np.random.default_rng(seed)
-    weights = [(rng.standard_normal((a, b)) / 10).astype(np.float32) for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [(rng.standard_normal((a, b)) / 10).astype(np.float32) for a, b in pairwise(sizes)]
     weights += [np.eye(sizes[-1], dtype=np.float32)] * extra
     nodes = [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"]) for i in range(len(weights))]
     value = helper.make_tensor_value_info

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -192,7 +193,7 @@ def test_a_worker_does_not_outlive_its_parent():
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True).stdout)
     for _ in range(100):
         try:
-            if open(f"/proc/{pid}/stat").read().split(")")[1].split()[0] == "Z":
+            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
                 return
         except FileNotFoundError:
             return
