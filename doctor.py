@@ -35,6 +35,7 @@ def shortened(path: Path) -> str:
 
 def policy() -> str:
     """The shipped policy, in a line."""
-    from .policy.rl import shipped
+    from .policy.artefact import PRETRAINED, load_policy
 
-    return shipped()
+    account = load_policy()[1]
+    return f"{PRETRAINED.name}: trained for {', '.join(account.get('targets', ()))}; by {account.get('command', '?')}"

@@ -285,6 +285,7 @@ class Run:
 
     def judge(self, graph: Graph, candidate: Candidate, result: Result) -> bool:
         """Verify and confirm a candidate; whether it replaces the original."""
+        from .lowering.onnx_forms import NotWritable
         from .lowering.onnx_writer import to_onnx
 
         space, cost = result.space, result.cost
@@ -299,7 +300,11 @@ class Run:
             return False
         with self.stage("lower", "writing the candidate"):
             optimized = space.to_graph(candidate.selection)
-            model = to_onnx(optimized)
+            try:
+                model = to_onnx(optimized)
+            except NotWritable as error:
+                result.stop(f"the candidate cannot be written in the model's opset ({error}): the original is returned")
+                return False
         original = to_onnx(graph) if isinstance(self.source, Graph) else self.source
         if self.options.verify and not self.verified(original, model, candidate, result):
             return False

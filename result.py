@@ -80,7 +80,7 @@ class Result:
         if self.improved:
             save(self.graph, path)
         elif isinstance(self.source, (str, os.PathLike)):
-            copy_file(self.source, path)
+            copy_model(self.source, path)
         elif isinstance(self.source, bytes):
             write_file(path, self.source)
         elif hasattr(self.source, "SerializeToString"):
@@ -238,6 +238,21 @@ def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
         return
     with open(source, "rb") as original:
         _place(path, lambda f: shutil.copyfileobj(original, f))
+
+
+def copy_model(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Copy an ONNX file byte for byte, after the external data files that it names."""
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
+    locations = {e.value: None for t in tensors for e in t.external_data if e.key == "location"}
+    here, there = Path(source).parent, Path(path).parent
+    for location in locations:  # the reader has refused locations outside the model's folder
+        if here.resolve() != there.resolve():
+            (there / location).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(here / location, there / location)
+    copy_file(source, path)
 
 
 def _place(path: str | os.PathLike[str], fill: Any) -> None:

@@ -196,6 +196,17 @@ def test_the_original_is_a_byte_copy(models: dict[str, Path], tmp_path: Path) ->
     assert out.read_bytes() == models["bert-tiny"].read_bytes()
 
 
+def test_a_copy_of_the_original_brings_its_external_data(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    source, out = tmp_path / "in" / "model.onnx", tmp_path / "out" / "copy.onnx"
+    proto = onnx.load(models["bert-tiny"])
+    onnx.save(proto, source, save_as_external_data=True, location="weights.bin", size_threshold=256)
+    assert main([str(source), "-o", str(out), "--method", "original", *ROOFLINE]) == 0
+    assert out.read_bytes() == source.read_bytes()
+    assert xrlflow.verify(models["bert-tiny"], out).passed
+
+
 def test_output_may_name_the_input(models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(models["bert-tiny"].read_bytes())
