@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--without", action="append", default=[], metavar="RULE", help="leave out this rule or family; repeatable"
     )
     p.add_argument(
-        "--trials", type=int, default=16, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)"
+        "--trials", type=int, default=4, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)"
     )
     p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)")

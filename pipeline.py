@@ -27,7 +27,7 @@ METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "random", "orig
 EXTRACTORS = ("climb", "tree")
 
 # Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest.
-SHARES = {"saturate": 0.2, "price": 0.4, "extract": 0.15}
+SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1}
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Options:
     rules: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
     threads: int = 1
-    trials: int = 16
+    trials: int = 4
     policy: str | None = None
     seed: int = 0
     verify: bool = True

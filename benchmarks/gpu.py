@@ -11,7 +11,7 @@ without a GPU; `--compile-only` needs none and compiles every case for sm_90, th
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import importlib.metadata
 import importlib.util
 import json
@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def cases() -> dict[str, Callable[[], Any]]:
             axis=-1, epsilon=1e-5,
         )  # fmt: skip
     for name, sizes in MODELS.items():
-        found[f"model-{name}"] = lambda name=name, sizes=sizes: zoo_model(name, sizes)
+        found[f"model-{name}"] = partial(zoo_model, name, sizes)
     return found
 
 
@@ -124,7 +125,7 @@ def zoo_model(name: str, sizes: dict[str, int]) -> Any:
 
 
 def reference(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The model's outputs in float64 by the torch evaluator, or by onnx's own reference where that knows no operator."""
+    """The model's outputs in float64 by the torch evaluator, or by onnx's reference where that does not know all."""
     from xrlflow.lowering import NotEvaluable, evaluate, load
 
     try:
@@ -217,7 +218,8 @@ def compile_case(name: str) -> dict[str, Any]:
 
     start = time.perf_counter()
     source = tvm_module.cuda_source(tvm_module.compile_cuda(cases()[name](), arch="sm_90"))
-    row: dict[str, Any] = {"kernels": len(set(re.findall(r"(\w+_kernel)\(", source))), "compile_s": round(time.perf_counter() - start, 3)}
+    found = set(re.findall(r"(\w+_kernel)\(", source))
+    row: dict[str, Any] = {"kernels": len(found), "compile_s": round(time.perf_counter() - start, 3)}
     if not row["kernels"]:
         return row | {"status": "wrong", "error": "no kernel came out"}
     nvcc = shutil.which("nvcc")
@@ -244,7 +246,7 @@ def child(args: argparse.Namespace) -> None:
         name = line.strip()
         try:
             row = compile_case(name) if args.compile_only else run_case(name, args.trials, CASE_SECONDS / 3)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001  (whatever a case does wrong, the next one runs)
             row = {"status": "failed", "error": f"{type(e).__name__}: {e}"[:1000]}
         answers.write(json.dumps(row) + "\n")
 
@@ -335,7 +337,7 @@ def main() -> int:
     start = time.monotonic()
     result: dict[str, Any] = {
         "device": gpu or "none (compiled for sm_90)",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "command": f"python benchmarks/gpu.py {'--compile-only ' * args.compile_only}--trials {args.trials}",
         "stop_reason": "running",

@@ -72,7 +72,8 @@ class Cost:
 def payable(space: SearchSpace) -> np.ndarray:
     """bool[n_nodes]: e-nodes that cost something: no leaves, no projections, not in a constant class."""
     free = np.fromiter((op in FREE for op in space.ops), dtype=bool, count=space.n_nodes)
-    return ~free & ~space.const[space.node_class]
+    paid: np.ndarray = ~free & ~space.const[space.node_class]
+    return paid
 
 
 def bind(model: CostModel, space: SearchSpace, max_weight_growth: float = 1.05) -> Cost:

@@ -1,13 +1,13 @@
 """The last word: the winner of a search meets the original in fresh processes, and the noise decides what may be said.
 
 Search data never decides, since the best of many noisy figures is biased. Both models get the same tuning, are compiled
-once, and run in *blocks*: each block starts fresh processes, warms them up, and times rounds in which both sides run once in
-random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel.
+once, and run in *blocks*: each block starts fresh processes, warms them up, and times rounds in which both sides run
+once in random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel.
 
 Statistics. The interval is the distribution-free one for the median of the pooled ratios by order statistics (the
 sign test inverted; Hahn and Meeker, Statistical Intervals, 5.2) at 99 %. The number of rounds is fixed before the first
-is looked at. Rounds share their process, whose memory layout is luck that lasts: hence several blocks, all of which must agree,
-and control blocks of the original against itself (A/A), whose largest deviation, at least `MARGIN`, the
+is looked at. Rounds share their process, whose memory layout is luck that lasts: hence several blocks, all of which
+must agree, and control blocks of the original against itself (A/A), whose largest deviation, at least `MARGIN`, the
 interval has to clear.
 """
 
@@ -20,10 +20,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from .worker import Worker, WorkerError
 if TYPE_CHECKING:
     import onnx
 
-    Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+    Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
 
 MARGIN = 0.01
 """Least gain that counts: differences below 1 % are a tie however sure they are."""
@@ -103,12 +104,14 @@ def decide(
 ) -> tuple[float, float, float, Literal["faster", "tie", "slower"], float]:
     """(speed-up, low, high, verdict, margin used) from the ratios original/candidate of each block.
 
-    controls: ratios of blocks in which both sides were the original.
+    controls: ratios of blocks in which both sides were the original; with fewer than two the margin is doubled.
     """
     ratios = np.concatenate([np.asarray(b, float) for b in blocks])
     low, high = median_interval(ratios)
     deviations = [abs(math.log(statistics.median(c))) for c in controls if len(c)]
     used = max([math.log1p(margin), *deviations])
+    if len(controls) < 2:
+        used *= 2  # one control says little about the luck of processes
     medians = [statistics.median(b) for b in blocks]
     verdict: Literal["faster", "tie", "slower"] = "tie"
     if math.log(max(low, 1e-12)) > used and min(medians) > 1.0:
@@ -154,10 +157,11 @@ def confirm(
 ) -> Verdict:
     """Measure `candidate` against `original` on `target`.
 
-    seconds: for everything. TVM targets may use up to 60 % of it for tuning, half for each side, the same number of trials
-        per kernel; if the original's share did not suffice, the candidate gets no more than it had.
+    seconds: for everything. TVM targets may use up to 60 % of it for tuning, half for each side, as many trials per
+        kernel; if the original's share did not suffice, the candidate gets no more than it had.
     database: its folder keeps the tuned schedules; by default the user's cache.
-    blocks, controls: fresh pairs of processes for the comparison and for the original against itself.
+    blocks, controls: fresh pairs of processes for the comparison and for the original against itself; at most two and
+        one where `seconds` are too few to start so many.
     inputs: what to run on; by default random values (integers 0) with symbolic extents from `symbols` or 1.
 
     Raises `UserError` for a computed target. A side that cannot run makes a tie (candidate) or raises `UserError`
@@ -171,12 +175,13 @@ def confirm(
         folder = Path(name)
         sides = _Sides(
             _file(original, folder / "original.onnx"), _file(candidate, folder / "candidate.onnx"),
-            target, folder, dict(symbols or {}), database or Database(), trials,
+            target, folder, dict(symbols or {}), Database() if database is None else database, trials,
         )  # fmt: skip
         if filecmp.cmp(sides.original, sides.candidate, shallow=False):
             return _same("the files are identical", sides.settings)
         if inputs is not None:
-            np.savez(folder / "inputs.npz", **dict(inputs))
+            arrays: dict[str, Any] = dict(inputs)
+            np.savez(folder / "inputs.npz", **arrays)
             sides.inputs = str(folder / "inputs.npz")
         tell = progress or (lambda text: None)
         same = sides.prepare(deadline - time.monotonic(), tell)
@@ -211,7 +216,8 @@ class _Sides:
     ) -> None:  # fmt: skip
         self.original, self.candidate, self.target, self.folder = original, candidate, target, folder
         self.symbols, self.trials, self.inputs = symbols, trials, ""
-        self.schedules = str(database.schedules(target.fingerprint())) if target.kind != "onnxruntime" else ""
+        tuned = target.kind != "onnxruntime" and trials > 0
+        self.schedules = str(database.schedules(target.fingerprint())) if tuned else ""
         self.judge = True
         self.settings: dict[str, Any] = {"target": str(target), "threads": target.threads}
         self.failure = ""
@@ -285,40 +291,45 @@ class _Sides:
     def load(self, side: str, worker: Worker) -> float:
         """Get a worker ready to run a side; milliseconds of a run."""
         path = getattr(self, side)
-        return float(
-            self._call(
-                side, worker, "load_side", path, self.target.kind, self.target.threads,
-                str(self.folder / f"{side}.so"), self.inputs, self.symbols, timeout=300,
-            )  # fmt: skip
-        )
+        target, library = self.target, str(self.folder / f"{side}.so")
+        args = (path, target.kind, target.threads, library, self.inputs, self.symbols)
+        return float(self._call(side, worker, "load_side", *args, timeout=300))
 
 
 def _measure(
     sides: _Sides, deadline: float, blocks: int, controls: int, margin: float, rng: np.random.Generator,
     tell: Callable[[str], None],
 ) -> Verdict:  # fmt: skip
-    """Run the blocks, controls first and in between, and decide."""
-    plan = ["control"] * controls + ["block"] * blocks
-    rng.shuffle(plan)
+    """Run the blocks, controls among them in random order, and decide."""
+    plan = ["block"]
     ratios: dict[str, list[list[float]]] = {"block": [], "control": []}
     times: list[tuple[list[float], list[float]]] = []
-    rounds = number = 0
-    for k, what in enumerate(plan):
-        tell(f"timing, block {k + 1} of {len(plan)}")
+    rounds = number = k = 0
+    while k < len(plan):
+        what, start = plan[k], time.monotonic()
+        k += 1
+        tell(f"timing, block {k} of {len(plan)}")
+        pair = ("original", "original" if what == "control" else "candidate")
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(sides.target.threads)) for _ in range(2)]
-            pair = ("original", "original" if what == "control" else "candidate")
+            workers = [stack.enter_context(Worker(sides.target.threads)) for _ in pair]
             try:
-                once = [sides.load(side, w) for side, w in zip(pair, workers, strict=True)]
+                with ThreadPoolExecutor(2) as pool:
+                    once = list(pool.map(sides.load, pair, workers))
             except WorkerError:
                 return _same(f"the candidate cannot run: {sides.failure}", sides.settings)
             if not rounds:
                 # Fixed before any figure is looked at. A side of a round takes 10 ms or one run.
                 number = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
-                left = max(0.0, deadline - time.monotonic()) / len(plan)
-                rounds = int(min(60, max(4, 1e3 * 0.8 * left / (sum(once) * number))))
-            run = [_timer(w, number) for w in workers]
-            a, b = rounds_of(*run, rounds, rng)
+                loading, left = time.monotonic() - start, deadline - time.monotonic()
+                if (blocks + controls - 1) * (loading + 1.0) > 0.6 * left:
+                    blocks, controls = min(blocks, 2), min(controls, 1)
+                rest = ["block"] * (blocks - 1) + ["control"] * controls
+                rng.shuffle(rest)
+                plan += rest
+                timing = max(0.0, left - len(rest) * loading) / len(plan)
+                rounds = int(min(60, max(8, 1e3 * 0.9 * timing / (sum(once) * number))))
+            one, two = (_timer(w, number) for w in workers)
+            a, b = rounds_of(one, two, rounds, rng)
         ratios[what].append([x / y for x, y in zip(a, b, strict=True)])
         if what == "block":
             times.append((a, b))

@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 SCHEMA = 1
 FILE = f"kernels-v{SCHEMA}.sqlite"
@@ -149,7 +149,7 @@ class Database:
     def close(self) -> None:
         self._db.close()
 
-    def __enter__(self) -> Database:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:

@@ -2,14 +2,15 @@
 
 Sources of the figures (dense rates, no structured sparsity):
 
-- `a100`: NVIDIA A100 80 GB SXM data sheet: FP64 9.7, FP32 19.5, FP16/BF16 tensor 312 TFLOP/s, INT8 624 TOP/s, 2039 GB/s.
+- `a100`: NVIDIA A100 80 GB SXM data sheet: FP64 9.7, FP32 19.5, FP16/BF16 tensor 312 TFLOP/s, INT8 624 TOP/s,
+  2039 GB/s.
 - `h100`: NVIDIA H100 SXM data sheet: FP64 34, FP32 67, FP16/BF16 tensor 989, FP8/INT8 1979, 3.35 TB/s.
 - `h200`: NVIDIA H200 SXM data sheet: as H100, 4.8 TB/s.
-- `epyc-1t`: one core of an AVX2 server processor. **Nominal**: 3.0 GHz, two 256-bit FMA units, hence 3.0 × 2 × 8 × 2 = 96
-  GFLOP/s in FP32; 20 GB/s is what one core commonly draws from memory. No single product is meant.
+- `epyc-1t`: one core of an AVX2 server processor. **Nominal**: 3.0 GHz, two 256-bit FMA units, hence 3.0 × 2 × 8 × 2 =
+  96 GFLOP/s in FP32; 20 GB/s is what one core commonly draws from memory. No single product is meant.
 
-FP32 matrix products are priced without TF32, since ONNX promises float32. `launch` is nominal: what one operator costs
-over its kernel, about 3 µs for a CUDA launch inside a stream, about 2 µs for a CPU runtime's dispatch.
+FP32 matrix products are priced without TF32, since ONNX promises float32. `launch` is nominal: what one operator
+costs over its kernel, about 3 µs for a CUDA launch inside a stream, about 2 µs for a CPU runtime's dispatch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cost of measured kernels: each distinct operator compiled, tuned shortly and timed on the target, once.
 
-As TASO and TENSAT price graphs: the sum of its operators' own latencies. It knows no fusion and no cache effects between
-operators; what it is for is the order of candidates, which a fresh measurement then confirms.
+As TASO and TENSAT price graphs: the sum of its operators' own latencies. It knows no fusion and no cache effects
+between operators; what it is for is the order of candidates, which a fresh measurement then confirms.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from ..egraph.operators import VIEWS
 from ..egraph.space import SearchSpace
 from ..lowering.single import Kernel, NotSingle, kernel_of, single_model
+from ..lowering.tvm_tuner import CANDIDATES
 from .base import payable
 from .database import Database
 from .roofline import OPAQUE_VIEWS, roofline
@@ -75,7 +76,7 @@ class Kernels:
     @property
     def state(self) -> str:
         """The tuning state that latencies are remembered under."""
-        return "" if self.target.kind == "onnxruntime" else f"{self.trials} trials"
+        return "" if self.target.kind == "onnxruntime" else f"{self.trials} trials, v{CANDIDATES}"
 
     def prices(self, space: SearchSpace) -> np.ndarray:
         """float64[n_nodes], milliseconds; inf for an e-node that cannot run, unless the original uses it.
@@ -106,7 +107,7 @@ class Kernels:
     def _kernels(self, space: SearchSpace, rough: np.ndarray) -> tuple[dict[int, Kernel], list[str], int]:
         """The kernel of each e-node worth measuring, the keys in order of promise, and how many e-nodes are not."""
         regret, hopeless = promise(space, rough)
-        original = set(space.selected(space.original))
+        original = _original(space)
         kernels: dict[int, Kernel] = {}
         rank: dict[str, tuple[bool, float, float, str]] = {}
         useless = 0
@@ -187,7 +188,7 @@ class Kernels:
         every = [r for found in ratios.values() for r in found.values()]
         usual = statistics.median(every) if every else 1.0
         factor = {op: statistics.median(found.values()) for op, found in ratios.items()}
-        original = set(space.selected(space.original))
+        original = _original(space)
         out = rough.copy()
         for i in np.flatnonzero(rough > 0).tolist():
             estimate = rough[i] * factor.get(space.ops[i], usual)
@@ -198,14 +199,20 @@ class Kernels:
         return out
 
 
+def _original(space: SearchSpace) -> set[int]:
+    """The e-nodes that the input graph uses."""
+    return {*space.selected(space.original), *space.baseline.tolist()}
+
+
 def promise(space: SearchSpace, rough: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each e-node its regret against the best of its class (a ratio, by tree costs), and whether it is hopeless.
 
-    Hopeless: not reachable from the roots, without finite cost, or on a path that alone costs `HOPELESS` times the original.
+    Hopeless: not reachable from the roots, without finite cost, or on a path that alone costs `HOPELESS` times the
+    original.
     """
     tree = _values(space, rough, sum)
     path = _values(space, rough, max)
-    total = float(rough[space.original.choice[space.original.choice >= 0]].sum())
+    total = float(rough[space.baseline].sum())
     reachable = np.zeros(space.n_classes, bool)
     todo = space.roots.tolist()
     while todo:

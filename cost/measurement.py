@@ -14,9 +14,7 @@ ROUND_MS = 2.0
 """A figure of kernel timing covers at least about this many milliseconds, so that the clock's grain does not show."""
 
 
-def measure_kernel(
-    model: bytes, kind: str, threads: int, folder: str, trials: int, seconds: float
-) -> dict[str, Any]:
+def measure_kernel(model: bytes, kind: str, threads: int, folder: str, trials: int, seconds: float) -> dict[str, Any]:
     """Latency of a single-operator model: `ms` (median of seven figures), `least_ms`, and what tuning was done.
 
     folder: of tuned schedules, which this call adds to. trials, seconds: limits of its tuning (TVM only).
@@ -84,13 +82,14 @@ def tune_model(
 def compile_model(
     path: str, kind: str, threads: int, folder: str, symbols: dict[str, int], library: str
 ) -> dict[str, Any]:
-    """Compile a model with the schedules in `folder` and write it to `library`; its `digest` and kernel summary."""
+    """Compile a model to `library` with the schedules in `folder` ("" for none); its `digest` and kernel summary."""
     from ..lowering import tvm_module, tvm_tuner
 
     target = tvm_module.tvm_target(kind, threads)
     fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), target)
-    tuning = tvm_tuner.tune(fused, target, Path(folder), 0, 0.0)
-    schedules = tvm_tuner.recorded(fused, target, Path(folder))
+    known = Path(folder) if folder else None
+    tuning = tvm_tuner.tune(fused, target, known, 0, 0.0)
+    schedules = tvm_tuner.recorded(fused, target, known) if known else None
     executable = tvm_module.compile_module(fused, target, schedules)
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(library), suffix=".so")
     os.close(handle)

@@ -1,7 +1,8 @@
 """The roofline cost: launch + max(FLOPs / peak, bytes / bandwidth). Needs no hardware and never varies.
 
 Williams, Waterman, Patterson: Roofline, an insightful visual performance model (CACM 2009). Every operator reads its
-operands from memory and writes its result there, so the model knows neither caches nor fusion. Symbolic extents count 1.
+operands from memory and writes its result there, so the model knows neither caches nor fusion. Symbolic extents
+count 1.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def traffic(op: str, inputs: Sequence[Type], output: Type) -> float:
     return output.bytes + sum(t.bytes for t in inputs if not (isinstance(t, TensorType) and t.dtype == "absent"))
 
 
-def flops(
-    op: str, attrs: dict[str, Any], inputs: Sequence[Type], output: Type, lanes: int = 1
-) -> tuple[float, bool]:
+def flops(op: str, attrs: dict[str, Any], inputs: Sequence[Type], output: Type, lanes: int = 1) -> tuple[float, bool]:
     """Floating-point operations, and whether matrix units do them.
 
     With `lanes` > 1 a grouped convolution pays for whole tiles: outputs per group are rounded up to a multiple of

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 
 class WorkerError(RuntimeError):
@@ -93,8 +93,8 @@ class Worker:
     def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
         """The result of `function` ("package.module:name"; called with picklable arguments).
 
-        timeout: seconds, the start of the process included. Raises `WorkerTimeout`, `WorkerDied` or `WorkerError`; after
-        the first two the next call starts a new process.
+        timeout: seconds, the start of the process included. Raises `WorkerTimeout`, `WorkerDied` or `WorkerError`;
+        after the first two the next call starts a new process.
         """
         self.start()
         process = self._process
@@ -151,7 +151,7 @@ class Worker:
         """End the process."""
         self.kill()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -167,7 +167,7 @@ def _collect(stream: IO[bytes], answers: queue.SimpleQueue[Any]) -> None:
     try:
         while True:
             answers.put(_read(stream))
-    except Exception:  # end of file, a closed pipe, or half a pickle: in each case the process is done for
+    except Exception:  # noqa: BLE001  (end of file, a closed pipe, half a pickle: the process is done for)
         answers.put(None)
 
 
@@ -176,22 +176,23 @@ def _receive(stream: IO[bytes], tasks: queue.SimpleQueue[Any]) -> None:
     try:
         while True:
             tasks.put(_read(stream))
-    except Exception:
+    except Exception:  # noqa: BLE001  (whatever it is, there is no parent to tell)
         os._exit(0)
 
 
 def resolve(function: str) -> Callable[..., Any]:
     """The function that "package.module:name" names."""
     module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def main() -> None:
     """The child: take tasks from stdin, answer on stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills this process
-    with contextlib.suppress(OSError):
-        with open("/proc/self/oom_score_adj", "w") as f:  # out of memory: let the system end this process first
-            f.write("900")
+    # Out of memory: let the system end this process first.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+        f.write("900")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -200,7 +201,7 @@ def main() -> None:
         function, args, kwargs = tasks.get()
         try:
             answer = (True, resolve(function)(*args, **kwargs))
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001  (the parent is told and judges)
             answer = (False, f"{type(e).__name__}: {e}"[:2000])
         try:
             _write(answers, answer)

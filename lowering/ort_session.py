@@ -67,7 +67,7 @@ class Session:
         return list(self._session.run(None, dict(inputs)))
 
     def time(self, inputs: Mapping[str, np.ndarray] | None = None, number: int = 1, repeat: int = 5) -> list[float]:
-        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs; a run before them is not counted."""
+        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs, after one that is not counted."""
         feed = dict(inputs) if inputs is not None else timing_inputs(self.specs)
         run, out = self._session.run, []
         run(None, feed)

@@ -65,7 +65,10 @@ def kernel_of(space: SearchSpace, i: int) -> Kernel:
             raise NotSingle(f"{op} does not fit once symbolic extents are 1: {e}") from None
     else:
         kind = space.node_type(i)
-        output = TupleType(tuple(_known(t, op) for t in kind.items)) if isinstance(kind, TupleType) else _known(kind, op)
+        if isinstance(kind, TupleType):
+            output = TupleType(tuple(_known(t, op) for t in kind.items))
+        else:
+            output = _known(kind, op)
     return Kernel(op, attrs, tuple(inputs), tuple(constant), tuple(values), output)
 
 
@@ -115,13 +118,13 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
 
 
 def _random(rng: np.random.Generator, kind: TensorType, op: str) -> np.ndarray:
-    shape = kind.shape or ()
+    shape = tuple(d for d in kind.shape or () if isinstance(d, int))  # `_known` left no other
     if kind.dtype in ("float16", "float32", "float64"):
         # Positive, so that a variance or a divisor is a sensible one; small, so that half precision does not overflow.
         return (0.05 + 0.1 * rng.random(shape)).astype(kind.dtype)
     if kind.dtype == "bool":
         return np.ones(shape, bool)
-    size = int(np.prod([d for d in shape if isinstance(d, int)]))
+    size = int(np.prod(shape))
     if kind.dtype.startswith(("int", "uint")) and (core(op) or size > SMALL or op == "::Gather"):
         return np.zeros(shape, kind.dtype)
     raise NotSingle(f"{op}: no content is known to be valid for a constant {kind}")

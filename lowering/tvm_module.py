@@ -6,14 +6,16 @@ constants, fuse; tuned schedules applied), then the target's default pipeline; `
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import platform
+import re
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ def tvm() -> Any:
 
 
 def tvm_target(kind: str, threads: int = 1, arch: str | None = None) -> Any:
-    """A `tvm.target.Target`: "llvm" for this host's processor, or "cuda" for `arch` ("sm_90"; by default this GPU's)."""
+    """A `tvm.target.Target`: "llvm" for this host's processor, or "cuda" for `arch` ("sm_90"; else this GPU's)."""
     t = tvm()
     host = {"kind": "llvm", "mcpu": t.get_global_func("target.llvm_get_system_cpu")(), "num-cores": threads}
     if kind == "llvm":
@@ -92,8 +94,26 @@ def import_onnx(
     from tvm.relax.frontend.onnx import from_onnx
 
     proto = read_model(model)
-    shapes = {spec.name: list(spec.shape) for spec in input_specs(proto, symbols)}
-    return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
+    with _plain_inputs(proto):
+        shapes = {spec.name: list(spec.shape) for spec in input_specs(proto, symbols)}
+        return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
+
+
+@contextlib.contextmanager
+def _plain_inputs(proto: onnx.ModelProto) -> Iterator[None]:
+    """For a while give inputs with names like "gpu_0/data" plain ones: TVM writes them into CUDA source as they are."""
+    from onnx import helper
+
+    odd = [(k, v.name) for k, v in enumerate(proto.graph.input) if not re.fullmatch(r"[A-Za-z_]\w*", v.name)]
+    try:
+        for k, name in odd:
+            proto.graph.input[k].name = f"xrlflow_input_{k}"
+            proto.graph.node.insert(0, helper.make_node("Identity", [f"xrlflow_input_{k}"], [name]))
+        yield
+    finally:
+        for k, name in odd:
+            proto.graph.input[k].name = name
+            del proto.graph.node[0]
 
 
 @dataclass(frozen=True)
@@ -191,7 +211,7 @@ class Program:
         return [o.numpy() for o in _flat(self._vm["main"](*self.tensors(inputs)))]
 
     def time(self, inputs: Mapping[str, np.ndarray], number: int = 1, repeat: int = 5) -> list[float]:
-        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs; a run before them is not counted."""
+        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs, after one that is not counted."""
         evaluate = self._vm.time_evaluator("main", self.device, number=number, repeat=repeat)
         return [1e3 * s for s in evaluate(*self.tensors(inputs)).results]
 

@@ -1,7 +1,7 @@
 """CPU schedules for convolutions and matrix products: register tiles, as hand-written libraries have them.
 
-Random search needs some dozen trials of 0.3 s to come near these, and the differences it leaves between like kernels are
-pure luck. So a tuner tries these few first. The inner loops hold a tile of `rows` × `lanes` results in
+Random search needs some dozen trials of 0.3 s to come near these, and the differences it leaves between like kernels
+are pure luck. So a tuner tries these few first. The inner loops hold a tile of `rows` × `lanes` results in
 registers: per step of the reduction one contiguous vector of weights and a broadcast value for each row.
 
 Goto, van de Geijn: Anatomy of high-performance matrix multiplication (ACM TOMS 2008).
@@ -66,7 +66,7 @@ def tiled(module: Any, lanes: int, rows: int, pack: bool, threads: int = 1) -> t
     lines, rows = _rectangle(extents[2] if convolution else 1, extents[row], rows)
     # Packing pays when the packed weights are read more than once.
     single = extents[row] * (extents[2] if convolution else 1) <= rows
-    if convolution and not pack or (not convolution and pack and single) or (lanes == 64 and not single):
+    if (convolution and not pack) or (not convolution and pack and single) or (lanes == 64 and not single):
         raise NotBlocked
 
     packed = schedule.cache_read(main, 1, "global") if pack else None

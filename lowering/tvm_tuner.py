@@ -1,7 +1,7 @@
 """Short tuning of fused kernels inside one process, and the schedules that it leaves behind.
 
-TVM's own `tune_relax` starts builder processes that take longer to start than a kernel takes to tune. Here each distinct
-kernel of a fused module gets candidate schedules, built and timed on the spot. The best is kept in one small
+TVM's own `tune_relax` starts builder processes that take longer to start than a kernel takes to tune. Here each
+distinct kernel of a fused module gets candidate schedules, built and timed on the spot. The best is kept in one small
 file per kernel, so that processes may share a folder and a damaged file costs one kernel; later compilations of any
 graph with the same kernel use it.
 
@@ -29,9 +29,9 @@ ENOUGH = 8
 """Trials from which on a kernel counts as tuned, if no register-tiled schedule (`tvm_schedules`) fits it."""
 
 LIGHT = 4
-"""Trials that are enough for a kernel that hardly computes: fewer than `_INTENSE` FLOPs for each byte of its arguments."""
+"""Trials that are enough for a kernel that hardly computes: fewer than `_INTENSE` FLOPs per byte of its arguments."""
 
-CANDIDATES = 2
+CANDIDATES = 3
 """Version of the candidate generator; records of another version are tuned anew."""
 
 _INTENSE = 4.0
@@ -126,7 +126,7 @@ def tasks_of(fused: Any, target: Any) -> list[Task]:
 def _flops(module: Any) -> float:
     try:
         return float(tvm().s_tir.analysis.estimate_tir_flops(module))
-    except Exception:  # loops whose extents TVM cannot tell
+    except Exception:  # noqa: BLE001  (loops whose extents TVM cannot tell)
         return 0.0
 
 
@@ -152,12 +152,12 @@ def _tensors(module: Any, on: Any) -> list[Any]:
 def tune(
     fused: Any,
     target: Any,
-    folder: Path,
+    folder: Path | None,
     trials: int = 16,
     seconds: float = 60.0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Tuning:
-    """Tune the kernels of a fused module, keeping the best schedules in `folder`.
+    """Tune the kernels of a fused module, keeping the best schedules in `folder` (None keeps and knows none).
 
     trials: candidates per kernel on average; costly kernels get up to twice as many, light ones `LIGHT`.
         Kernels that have had as many in earlier runs are left alone.
@@ -167,8 +167,9 @@ def tune(
     start = time.monotonic()
     on = device(str(target.kind.name))
     tasks = tasks_of(fused, target)
-    for t in tasks:
-        _remember(t, folder)
+    if folder:
+        for t in tasks:
+            _remember(t, folder)
     plan = _plan(tasks, trials)
     planned, done = sum(max(0, n - t.trials) for t, n in zip(tasks, plan, strict=True)), 0
     complete = True
@@ -185,7 +186,8 @@ def tune(
             before = t.trials
             _improve(t, target, on, wanted, left)
             done += t.trials - before
-            _store(t, folder)
+            if folder:
+                _store(t, folder)
             complete &= t.trials >= wanted
             if progress is not None:
                 progress(done, planned, time.monotonic() - start)
@@ -213,7 +215,7 @@ def _improve(t: Task, target: Any, on: Any, wanted: int, seconds: float) -> None
         try:
             library = tvm().tirx.build(schedule, target=target)
             ms = _time(library, on, arguments, t.ms)
-        except Exception:  # a schedule that does not build is one trial lost
+        except Exception:  # noqa: BLE001  (a schedule that does not build is one trial lost)
             continue
         if ms < t.ms:
             t.ms, t.trace, t.default = ms, trace, trace is None
@@ -224,15 +226,16 @@ def _improve(t: Task, target: Any, on: Any, wanted: int, seconds: float) -> None
 
 def _time(library: Any, on: Any, arguments: list[Any], best: float) -> float:
     """Milliseconds: least of a few runs, since noise only adds; a hopeless candidate is run once."""
-    once = 1e3 * min(library.time_evaluator("main", on, number=1, repeat=1)(*arguments).results)
+    once: float = 1e3 * min(library.time_evaluator("main", on, number=1, repeat=1)(*arguments).results)
     if once > 1.5 * best:
         return once
     number = max(1, int(1.0 / max(once, 1e-3)))
-    return min(once, 1e3 * min(library.time_evaluator("main", on, number=number, repeat=5)(*arguments).results))
+    best = min(library.time_evaluator("main", on, number=number, repeat=5)(*arguments).results)
+    return min(once, 1e3 * float(best))
 
 
 def _candidates(t: Task, target: Any, wanted: int) -> Iterator[tuple[Any, Any]]:
-    """(trace, scheduled module): the default schedule and ours first, then random ones; those of earlier runs left out."""
+    """(trace, scheduled module): ours and the default schedule first, then random ones; those of earlier runs not."""
     from .tvm_schedules import blocked
 
     known: list[tuple[Any, Any]] = []
@@ -287,10 +290,9 @@ def _remember(t: Task, folder: Path) -> None:
     """Fill in what is recorded of a task, if anything."""
     try:
         record = json.loads(_file(folder, t.digest).read_text())
-        t.trials, t.ms, t.trace = record["trials"], record["ms"], record["trace"]
+        ms = float("inf") if record["ms"] is None else float(record["ms"])
+        t.trials, t.ms, t.trace = record["trials"], ms, record["trace"]
         t.default, t.tiled = record["default"], record["tiled"]
-        if t.ms is None:
-            t.ms = float("inf")
     except (OSError, ValueError, KeyError, TypeError):
         return
 
@@ -346,6 +348,6 @@ def recorded(fused: Any, target: Any, folder: Path) -> Any:
             info = ms.arg_info.ArgInfo.from_prim_func(t.module["main"])
             record = ms.database.TuningRecord(schedule.trace, workload, [t.ms / 1e3], target, info)
             database.commit_tuning_record(record)
-        except Exception:  # a record that this TVM cannot read: the kernel keeps its default schedule
+        except Exception:  # noqa: BLE001  (a record that this TVM cannot read: the kernel keeps its default)
             continue
     return database

@@ -1,9 +1,10 @@
 """Hill climbing by substitutions: down to a local optimum, then out of it by annealing while budget remains.
 
-Descent over the group moves comes first, over plateaus too: a scale that moves through a transpose and a reshape costs the
-same at each step and pays at the last, where it folds into a weight. Then rounds of simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best
-program so far, each cooled down to the scale of the smallest gains and ended by a descent. Annealing looks at one random
-move a step, so a round costs no more evaluations than it has steps. Deterministic for a seed and a budget in steps.
+Descent over the group moves comes first, over plateaus too: a scale that moves through a transpose and a reshape
+costs the same at each step and pays at the last, where it folds into a weight. Then rounds of simulated annealing
+(Kirkpatrick, Gelatt, Vecchi 1983) from the best program so far, each cooled down to the scale of the smallest gains
+and ended by a descent. Annealing looks at one random move a step, so a round costs no more evaluations than it has
+steps. Deterministic for a seed and a budget in steps.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 class Climb:
     """Descent, then annealed rounds.
 
-    heat: temperature at which a round starts, in units of the median size of a move's change of cost; it ends `cooling`
-    times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
-    sideways: how many moves that change no cost it makes in a row, those that the last one opened first.
-    patience: how many rounds in a row may bring nothing, each twice as long as the one before, until it stops although
-    budget remains. chunk: moves looked at before a descent takes the best of them; with fewer moves it is steepest descent.
+    heat: temperature at which a round starts, in units of the median size of a move's change of cost; it ends
+    `cooling` times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
+    sideways: how many moves that change no cost it makes in a row, those that the last one opened first. patience:
+    how many rounds in a row may bring nothing, each twice as long as the one before, until it stops although budget
+    remains. chunk: moves looked at before a descent takes the best of them; with fewer moves it is steepest descent.
     """
 
     name = "climb"

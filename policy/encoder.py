@@ -6,7 +6,8 @@ graph without edges between its parts; probabilities are a softmax over each par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,18 @@ from .features import (
     View,
 )
 
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: these graphs are too small to be worth sharing out, and waiting costs more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 FEATURE_VERSION = 1
 """Raised whenever the meaning of a feature changes, so that an older policy file is refused instead of misread."""
 
@@ -34,9 +47,9 @@ FEATURE_VERSION = 1
 class Batch:
     """Several states as one graph: the arrays of `Layout` and `View` with numbers shifted, and whose each row is.
 
-    Only legal actions are kept: `legal` int64[L] are their numbers in their own graphs, `action_graph` int64[L] the graph,
-    `site_action` and `site_node` int64[S] the rows of actions and e-nodes of all their sites. `chosen_of` int64[C] is the
-    row of the e-node that a class uses (any of its own where it is dead; -1 for constants).
+    Only legal actions are kept: `legal` int64[L] are their numbers in their own graphs, `action_graph` int64[L] the
+    graph, `site_action` and `site_node` int64[S] the rows of actions and e-nodes of all their sites. `chosen_of`
+    int64[C] is the row of the e-node that a class uses (any of its own where it is dead; -1 for constants).
     """
 
     kinds: Tensor
@@ -104,7 +117,8 @@ class Exchange(nn.Module):
             + \mathrm{mean}_{c \in \mathrm{operands}(n)} W_4 h_c)
 
         h_c' &= h_c + W_5 \, \mathrm{ReLU}(W_6 h_c + \mathrm{mean}_{n \in c} W_7 h_n' + W_8 h'_{\mathrm{chosen}(c)}
-            + \mathrm{mean}_{n \,\mathrm{reads}\, c} W_9 h_n' + \mathrm{sum}_{n \,\mathrm{chosen, reads}\, c} W_{10} h_n')
+            + \mathrm{mean}_{n \,\mathrm{reads}\, c} W_9 h_n' + \mathrm{sum}_{n \,\mathrm{chosen, reads}\, c} W_{10}
+            h_n')
 
     with all embeddings on the right normalised by a layer norm.
 
@@ -149,9 +163,9 @@ class Exchange(nn.Module):
 class PolicyNetwork(nn.Module):
     """Encoder, pointer head and value head.
 
-    An action is scored from the embeddings of the e-node that it puts in, of the one that it takes out and of their class
-    (averaged over its sites), its move features, and the whole graph's embedding; Stop from its move features and the
-    graph. The value is read from the graph and from a softmax-weighted mean of the actions.
+    An action is scored from the embeddings of the e-node that it puts in, of the one that it takes out and of their
+    class (averaged over its sites), its move features, and the whole graph's embedding; Stop from its move features
+    and the graph. The value is read from the graph and from a softmax-weighted mean of the actions.
 
     Args:
         hidden (int): width of all embeddings.
@@ -177,8 +191,9 @@ class PolicyNetwork(nn.Module):
         self.graph_in = nn.Linear(hidden, hidden)
         self.action = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.score = nn.Linear(hidden, 1)
-        self.value = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        for last in (self.score, self.value[-1]):
+        last_value = nn.Linear(hidden, 1)
+        self.value = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), last_value)
+        for last in (self.score, last_value):
             nn.init.orthogonal_(last.weight, 0.1)
             nn.init.zeros_(last.bias)
 
@@ -227,5 +242,8 @@ def sample(logits: Tensor, batch: Batch, generator: torch.Generator | None = Non
     rows = torch.arange(logits.size(0))
     last = logits.size(0)
     return scatter(
-        torch.where(logits >= best[batch.action_graph], rows, last), batch.action_graph, dim_size=batch.size, reduce="min"
+        torch.where(logits >= best[batch.action_graph], rows, last),
+        batch.action_graph,
+        dim_size=batch.size,
+        reduce="min",
     )

@@ -1,10 +1,10 @@
 """Extraction as a Markov decision process, as a Gymnasium environment.
 
-State: a program of the frozen search space, at first the original. Action: one of the legal substitutions, or Stop (the
-last action). Reward: by how much the best program so far got cheaper, as a share of the original's cost, plus
-potential-based shaping (Ng, Harada, Russell, ICML 1999) with Φ(s) = -weight · (cost of s - cost of the original): a good
-move is seen at once, a detour costs first and pays later, and over an episode that ends by Stop the shaping sums to zero.
-With γ = 1 a late gain is worth as much as an early one. Nothing is paid for a step as such.
+State: a program of the frozen search space, at first the original. Action: one of the legal substitutions, or Stop
+(the last action). Reward: by how much the best program so far got cheaper, as a share of the original's cost, plus
+potential-based shaping (Ng, Harada, Russell, ICML 1999) with Φ(s) = -weight · (cost of s - cost of the original): a
+good move is seen at once, a detour costs first and pays later, and over an episode that ends by Stop the shaping sums
+to zero. With γ = 1 a late gain is worth as much as an early one. Nothing is paid for a step as such.
 
 The end by Stop is a termination. Running out of steps is a truncation: the state has a value left, and a learner should
 bootstrap from it.
@@ -12,7 +12,7 @@ bootstrap from it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -43,8 +43,9 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
     """One search space under one cost.
 
     horizon: steps until truncation. atomic: an action changes one class and what it needs, without co-switching and
-    without orbits; there the temporary loss of a merge is visible. shaping: weight of the potential. scale: what rewards
-    are divided by, as a share of the original's cost; training passes what can be gained, so that all spaces weigh alike.
+    without orbits; there the temporary loss of a merge is visible. shaping: weight of the potential. scale: what
+    rewards are divided by, as a share of the original's cost; training passes what can be gained, so that all spaces
+    weigh alike.
 
     Actions are numbered as in `Substitutions.actions`; `info["action_mask"]` and `observation["mask"]` say which are
     legal. An illegal action changes nothing and costs a step.
@@ -52,7 +53,7 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
     same without copies: `layout` and, after each step, `seen`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
         truncated = not stopped and self._steps >= self.horizon
         return self._observe(), float(reward), stopped, truncated, self._info()
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """One line: the step, this program's cost, the best one's and the original's, in ms."""
         if self.render_mode != "ansi":
             return None
@@ -177,10 +178,17 @@ class ExtractionEnv(gymnasium.Env[Observation, np.int64]):
         edges, sites = self.layout.operand.shape[1], self.layout.sites.shape[1]
         return spaces.Dict(
             {
-                "kinds": index(KINDS, n), "nodes": real(n, NODE_FEATURES), "classes": real(c, CLASS_FEATURES),
-                "member": index(c, n), "operand": index(max(n, c), 2, edges), "sites": index(max(n, a), 2, sites),
-                "target": real(TARGET_FEATURES), "chosen": real(n), "live": real(c, 2),
-                "moves": real(a + 1, MOVE_FEATURES), "mask": spaces.Box(0, 1, (a + 1,), np.int8),
+                "kinds": index(KINDS, n),
+                "nodes": real(n, NODE_FEATURES),
+                "classes": real(c, CLASS_FEATURES),
+                "member": index(c, n),
+                "operand": index(max(n, c), 2, edges),
+                "sites": index(max(n, a), 2, sites),
+                "target": real(TARGET_FEATURES),
+                "chosen": real(n),
+                "live": real(c, 2),
+                "moves": real(a + 1, MOVE_FEATURES),
+                "mask": spaces.Box(0, 1, (a + 1,), np.int8),
                 "progress": real(PROGRESS_FEATURES),
-            }  # fmt: skip
+            }
         )

@@ -1,14 +1,14 @@
 """What the policy sees of a search space and a state: plain arrays, ready for a graph network.
 
-The graph is bipartite: classes read e-nodes of their own (membership), e-nodes read classes (operands). E-nodes inside
-constant classes are left out, the constants themselves stay as classes. No feature names a weight, a site or a position,
-so equal parts look equal wherever they are.
+The graph is bipartite: classes read e-nodes of their own (membership), e-nodes read classes (operands). E-nodes
+inside constant classes are left out, the constants themselves stay as classes. No feature names a weight, a site or a
+position, so equal parts look equal wherever they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log, log10, log1p, prod
+from math import log, log1p, log10, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,10 +52,10 @@ def kind(op: str) -> int:
 class Layout:
     """The part of the observation that never changes for a space and a cost.
 
-    Shapes, with N e-nodes, C classes, E operand edges, A actions (without Stop), S sites of all actions:
-    kinds int64[N]; nodes float32[N, NODE_FEATURES]; classes float32[C, CLASS_FEATURES]; member int64[N] the class of each
+    Shapes, with N e-nodes, C classes, E operand edges, A actions (without Stop), S sites of all actions: kinds
+    int64[N]; nodes float32[N, NODE_FEATURES]; classes float32[C, CLASS_FEATURES]; member int64[N] the class of each
     e-node; operand int64[2, E] (class, e-node); sites int64[2, S] (action, e-node); target float32[TARGET_FEATURES].
-    enode and eclass are the space's own numbers of them.
+    width float32[A]: log of the number of sites of each action. enode and eclass are the space's own numbers.
     """
 
     kinds: np.ndarray
@@ -65,6 +65,7 @@ class Layout:
     operand: np.ndarray
     sites: np.ndarray
     target: np.ndarray
+    width: np.ndarray
     enode: np.ndarray
     eclass: np.ndarray
 
@@ -99,6 +100,7 @@ def layout(rules: Substitutions) -> Layout:
         operand=np.array(operand, dtype=np.int64).reshape(-1, 2).T.copy(),
         sites=np.array(sites, dtype=np.int64).reshape(-1, 2).T.copy(),
         target=_target(price[mine], work[mine], scale),
+        width=np.log([float(len(a.nodes)) for a in rules.actions] or [1.0]).astype(np.float32)[: len(rules)],
         enode=enode,
         eclass=eclass,
     )
@@ -182,8 +184,8 @@ def _target(price: np.ndarray, work: np.ndarray, scale: float) -> np.ndarray:
 class View:
     """The part of the observation that changes.
 
-    chosen float32[N]; live float32[C, 2] (live or not, log fan-out); moves float32[A + 1, MOVE_FEATURES], mask bool[A + 1]
-    (the last row is Stop); progress float32[PROGRESS_FEATURES].
+    chosen float32[N]; live float32[C, 2] (live or not, log fan-out); moves float32[A + 1, MOVE_FEATURES], mask bool[A
+    + 1] (the last row is Stop); progress float32[PROGRESS_FEATURES].
     """
 
     chosen: np.ndarray
@@ -210,7 +212,6 @@ def view(state: State, fixed: Layout, best: float, left: float, mask: np.ndarray
     gain = np.maximum(-delta, 0.0)
     loss = np.maximum(delta, 0.0)
     top = float(gain.max(initial=0.0))
-    width = np.array([len(a.nodes) for a in rules.actions], dtype=np.float64)
     moves[:n, 0] = np.log1p(1e2 * gain) - np.log1p(1e2 * loss)
     moves[:n, 1] = np.log1p(1e4 * gain) / 3 - np.log1p(1e4 * loss) / 3
     moves[:n, 2] = delta < -1e-9
@@ -220,7 +221,7 @@ def view(state: State, fixed: Layout, best: float, left: float, mask: np.ndarray
     moves[:n, 6] = np.clip(growth / max(room, 1.0), -2, 2)
     moves[:n, 7] = np.sign(growth) * np.log1p(np.abs(growth) / (0.001 * rules.bytes_limit))
     moves[:n, 8] = np.log1p(1e2 * np.maximum(gain, 0) / np.maximum(0.01, growth / max(room, 1.0)))
-    moves[:n, 9] = np.log(np.maximum(width, 1.0))
+    moves[:n, 9] = fixed.width
     moves[:n, 10] = top > 1e-9
     moves[n, 10] = top > 1e-9
     moves[n, 11] = 1.0

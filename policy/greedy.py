@@ -1,8 +1,8 @@
 """Greedy extraction: TASO's cost-based backtracking search (Jia et al., SOSP 2019, algorithm 2) over substitutions.
 
-The cheapest program in the queue is expanded by every substitution; a new program enters the queue if it costs less than
-`alpha` times the best one so far. With alpha = 1 only improvements do (plain greedy). `greedy` takes single sites without
-co-switching, as TASO's substitutions do; `greedy-group` the moves of the learned policy.
+The cheapest program in the queue is expanded by every substitution; a new program enters the queue if it costs less
+than `alpha` times the best one so far. With alpha = 1 only improvements do (plain greedy). `greedy` takes single
+sites without co-switching, as TASO's substitutions do; `greedy-group` the moves of the learned policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class Greedy:
-    """TASO's search. alpha: tolerated temporary loss. queue: how many programs wait at most (the dearest are dropped)."""
+    """TASO's search. alpha: tolerated temporary loss. queue: how many programs wait at most (the dearest are
+    dropped)."""
 
     name = "greedy"
     group = False

@@ -32,7 +32,9 @@ def colours(space: SearchSpace, rounds: int = ROUNDS) -> tuple[list[int], list[i
         for position, c in enumerate(found):
             readers[c].append((i, position))
     for _ in range(rounds):
-        node = _numbered([(label[i], klass[space.node_class[i]], *(klass[k] for k in kids[i])) for i in range(len(label))])
+        node = _numbered(
+            [(label[i], klass[space.node_class[i]], *(klass[k] for k in kids[i])) for i in range(len(label))]
+        )
         klass = _numbered(
             [
                 (

@@ -2,12 +2,11 @@
 
 Follows CleanRL's layout; what matters in the implementation:
 
-1. many search spaces at once: each slot plays one task and draws a new one after every episode;
-2. invalid actions are not in the softmax at all (they have no logits), so no mask constant appears;
-3. generalised advantage estimation with γ = 1; an episode that ends by Stop has no value left, one that runs out of steps
-   is bootstrapped from the value of the state it was cut off in, *before* the slot is reset;
-4. advantages are normalised over each minibatch; the value loss is not clipped;
-5. learning rate and entropy bonus go down linearly over training.
+1. many search spaces at once: each slot plays one task and draws a new one after every episode; 2. invalid actions
+are not in the softmax at all (they have no logits), so no mask constant appears; 3. generalised advantage estimation
+with γ = 1; an episode that ends by Stop has no value left, one that runs out of steps is bootstrapped from the value
+of the state it was cut off in, *before* the slot is reset; 4. advantages are normalised over each minibatch; the
+value loss is not clipped; 5. learning rate and entropy bonus go down linearly over training.
 
 Metrics of an iteration, in `Curve`: see its fields.
 """
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .encoder import PolicyNetwork, collate, log_probabilities, sample
+from .encoder import PolicyNetwork, collate, log_probabilities, one_thread, sample
 from .environment import ExtractionEnv
 from .features import Layout, View
 from .pretraining import Task
@@ -135,6 +134,7 @@ def train(
 ) -> tuple[PolicyNetwork, list[Curve]]:
     """Train on these tasks, from `network` if given (it is changed). Returns the network and the curve."""
     # Seeding
+    threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
@@ -164,7 +164,7 @@ def train(
         values = np.zeros((args.steps + 1, args.slots), dtype=np.float32)
         rewards = np.zeros((args.steps, args.slots), dtype=np.float32)
         ended = np.zeros((args.steps, args.slots), dtype=bool)
-        rest = np.zeros((args.steps, args.slots), dtype=np.float32)  # value of the state in which an episode was cut off
+        rest = np.zeros((args.steps, args.slots), dtype=np.float32)  # value of the state an episode was cut off in
         finished: list[tuple[float, float, bool]] = []
         for t in range(args.steps):
             now = [(env.layout, env.seen) for _, env in playing]
@@ -227,28 +227,39 @@ def train(
                 entropy = -(logp * logp.exp()).sum() / batch.size
                 loss = policy_loss + args.value * value_loss - args.entropy * remaining * entropy
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), args.grad_norm)
                 optimizer.step()
                 with torch.no_grad():
                     kl = ((ratio - 1) - ratio_log).mean()
                     clipped = ((ratio - 1).abs() > args.clip).float().mean()
-                totals.append(tuple(float(x) for x in (policy_loss, value_loss, entropy, kl, clipped)))
+                totals.append(tuple(float(x.detach()) for x in (policy_loss, value_loss, entropy, kl, clipped)))
             if totals[-1][3] > args.target_kl:
                 break
 
         spread = float(returns.var())
-        means = np.mean(totals, axis=0)
-        gains, lengths, stops = (np.mean(x) if x else 0.0 for x in (list(zip(*finished, strict=True)) or [[], [], []]))
+        gain, length, stopped_share = np.mean(finished, axis=0).tolist() if finished else (0.0, 0.0, 0.0)
+        policy_loss_, value_loss_, entropy_, kl_, clipped_ = np.mean(totals, axis=0).tolist()
         curve.append(
             Curve(
-                iteration, (iteration + 1) * args.steps * args.slots, time.perf_counter() - started, len(finished),
-                float(gains), float(lengths), float(stops), *(float(m) for m in means),
+                iteration=iteration,
+                steps=(iteration + 1) * args.steps * args.slots,
+                seconds=time.perf_counter() - started,
+                episodes=len(finished),
+                gain=gain,
+                length=length,
+                stopped=stopped_share,
+                policy_loss=policy_loss_,
+                value_loss=value_loss_,
+                entropy=entropy_,
+                kl=kl_,
+                clipped=clipped_,
                 explained=1 - float((returns - values[:-1]).var()) / spread if spread > 0 else 0.0,
-            )  # fmt: skip
+            )
         )
         if progress:
             progress(curve[-1])
+    torch.set_num_threads(threads)
     return net, curve
 
 
@@ -257,8 +268,9 @@ def advantage(
 ) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al., 2016).
 
-    rewards, ended, rest are [steps, slots], values [steps + 1, slots]. Where an episode `ended`, the value that follows is
-    `rest` (0 after Stop, the value of the last state after a cut) and nothing flows back from the next episode.
+    rewards, ended, rest are [steps, slots], values [steps + 1, slots]. Where an episode `ended`, the value that
+    follows is `rest` (0 after Stop, the value of the last state after a cut) and nothing flows back from the next
+    episode.
     """
     out = np.zeros_like(rewards)
     flowing = np.zeros(rewards.shape[1], dtype=rewards.dtype)
@@ -271,37 +283,31 @@ def advantage(
 
 
 @torch.no_grad()
-def play(
-    net: PolicyNetwork | None, task: Task, rollouts: int, horizon: int, seed: int, greedy_first: bool = False
-) -> np.ndarray:
-    """Best cost so far, as a share of the original's, after each step: float[rollouts, horizon + 1].
+@one_thread()
+def play(net: PolicyNetwork | None, task: Task, rollouts: int, steps: int, seed: int) -> np.ndarray:
+    """Best cost so far, as a share of the original's, after each step: float[rollouts, steps + 1].
 
-    Rollouts run side by side; without a network actions are uniformly random legal ones. A rollout ends at Stop.
-    With `greedy_first` the first one takes the likeliest action always.
+    Rollouts run side by side. Without a network actions are uniformly random legal ones, Stop left out. One that stops
+    starts again from the original and keeps its best, so that all take the same number of steps.
     """
-    first = ExtractionEnv(task.space, task.cost, horizon)
+    first = ExtractionEnv(task.space, task.cost, steps)
+    first.reset()
     envs = [first, *(first.twin() for _ in range(rollouts - 1))]
     for env in envs:
         env.reset()
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    best = np.ones((rollouts, horizon + 1))
-    live = list(range(rollouts))
-    for t in range(horizon):
+    best = np.ones((rollouts, steps + 1))
+    for t in range(steps):
         if net is None:
-            actions = [int(rng.choice(np.flatnonzero(envs[k].seen.mask))) for k in live]
-        elif live:
-            batch = collate([(envs[k].layout, envs[k].seen) for k in live])
-            logits = log_probabilities(net(batch)[0], batch)
-            row = sample(logits, batch, generator)
-            if greedy_first and live[0] == 0:
-                row[0] = sample(logits, batch, greedy=True)[0]
-            actions = batch.legal[row].tolist()
-        still = []
-        for k, a in zip(live, actions if live else [], strict=True):
-            _, _, stopped, _, _ = envs[k].step(a)
-            if not stopped:
-                still.append(k)
-        live = still
-        best[:, t + 1] = [env.best_cost / env.rules.original_cost for env in envs]
+            legal = [np.flatnonzero(env.seen.mask) for env in envs]
+            actions = [int(rng.choice(a[:-1] if len(a) > 1 else a)) for a in legal]
+        else:
+            batch = collate([(env.layout, env.seen) for env in envs])
+            actions = batch.legal[sample(log_probabilities(net(batch)[0], batch), batch, generator)].tolist()
+        for k, (env, action) in enumerate(zip(envs, actions, strict=True)):
+            _, _, stopped, _, _ = env.step(action)
+            best[k, t + 1] = min(best[k, t], env.best_cost / env.rules.original_cost)
+            if stopped:
+                env.reset()
     return best

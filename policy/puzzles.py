@@ -129,8 +129,7 @@ def puzzle(rng: np.random.Generator, blocks: int = 6) -> SearchSpace:
         else:  # a sum of two products
             h = g.op("Tanh", x)
             u, v = weight(width, width), weight(width, width)
-            a, b = g.op("MatMul", x, u), g.op("MatMul", h, v)
-            y = g.op("Add", a, b)
+            y = g.op("Add", g.op("MatMul", x, u), g.op("MatMul", h, v))
             sums.append((y, (x, u), (h, v)))
         x = g.op("Add", g.op("Relu", y), x)
     graph = g.build({"y": x})
@@ -179,7 +178,9 @@ def _cancel(b: SpaceBuilder, joined: int, outs: Sequence[int], rng: np.random.Ge
     found = list(b.nodes)
     for _, op, kids, attrs, _ in found:
         if op == "Split":
-            gets = [b._index.get(("Get", (b._index[(op, kids, attrs)],), attributes(index=k))) for k in range(len(outs))]
+            gets = [
+                b._index.get(("Get", (b._index[(op, kids, attrs)],), attributes(index=k))) for k in range(len(outs))
+            ]
             if gets == list(outs):
                 source = next(n for n in found if n[0] == kids[0])
                 b.also(joined, "concat-of-split", "Concat", *outs, axis=1)

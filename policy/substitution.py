@@ -84,7 +84,9 @@ class Substitutions:
             not self.const[c] and c not in k and p < CAP and all(smallest[x] >= 0 for x in k)
             for c, k, p in zip(self.klass, self.kids, self.price, strict=True)
         ]
-        self.options: list[list[int]] = [[i for i in space.nodes_of(c) if self.usable[i]] for c in range(space.n_classes)]
+        self.options: list[list[int]] = [
+            [i for i in space.nodes_of(c) if self.usable[i]] for c in range(space.n_classes)
+        ]
         self.readers = [[i for i in found if self.usable[i]] for found in space.parents]
         self.component = components(space.n_classes, [self._below(c) for c in range(space.n_classes)])
         self.marginal = self._marginal(original)
@@ -343,10 +345,11 @@ class State:
         return any_done
 
     def _switch(self, c: int, i: int) -> bool:
-        """Let live class `c` use e-node `i`, with all that it needs; False, and nothing changes, if that makes a cycle."""
+        """Let live class `c` use e-node `i`, with all that it needs; False, and nothing changes, if that makes a
+        cycle."""
         r, refs = self.rules, self.refs
         kids = r.kids[i]
-        self._plan = plan = {}
+        plan = self._plan = dict[int, int]()
         known: dict[int, bool] = {}
         for k in kids:
             self._touched.add(k)

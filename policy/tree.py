@@ -96,7 +96,11 @@ def _repair(space: SearchSpace, choice: list[int]) -> list[int]:
     order = space.topological(choice)
     held = {k for c in order if not space.const[c] for k in space.child_lists[choice[c]] if space.const[k]}
     held -= {
-        k for c, i in enumerate(original) if i >= 0 and not space.const[c] for k in space.child_lists[i] if space.const[k]
+        k
+        for c, i in enumerate(original)
+        if i >= 0 and not space.const[c]
+        for k in space.child_lists[i]
+        if space.const[k]
     }
     guilty: set[int] = set()
     target = -1

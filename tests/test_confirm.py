@@ -36,9 +36,11 @@ def sampled(rng, speedup, rounds=30, blocks=3, controls=2, noise=0.03, process=0
 @pytest.mark.parametrize(("noise", "process"), [(0.005, 0.002), (0.03, 0.004), (0.1, 0.01), (0.03, 0.02)])
 def test_equal_models_are_called_faster_in_at_most_one_percent(noise, process):
     rng = np.random.default_rng(1)
-    runs = [decide(*sampled(rng, 1.0, noise=noise, process=process))[3] for _ in range(1500)]
-    assert runs.count("faster") / len(runs) <= 0.01
-    assert runs.count("slower") / len(runs) <= 0.01
+    for rounds, blocks, controls in ((30, 3, 2), (12, 2, 1)):
+        sizes = {"rounds": rounds, "blocks": blocks, "controls": controls}
+        runs = [decide(*sampled(rng, 1.0, noise=noise, process=process, **sizes))[3] for _ in range(1500)]
+        assert runs.count("faster") / len(runs) <= 0.01
+        assert runs.count("slower") / len(runs) <= 0.01
 
 
 def test_a_gain_of_five_percent_is_found():
@@ -55,9 +57,10 @@ def test_a_loss_of_five_percent_is_found():
 
 
 def test_a_gain_below_the_margin_is_a_tie():
-    exact = [[1 + MARGIN / 2] * 30] * 3
-    assert decide(exact)[3] == "tie"
-    assert decide([[1 + 2 * MARGIN] * 30] * 3)[3] == "faster"
+    controls = [[1.0] * 30] * 2
+    assert decide([[1 + MARGIN / 2] * 30] * 3, controls)[3] == "tie"
+    assert decide([[1 + 2 * MARGIN] * 30] * 3, controls)[3] == "faster"
+    assert decide([[1 + 1.5 * MARGIN] * 30] * 3, controls[:1])[3] == "tie"
 
 
 def test_controls_that_differ_widen_the_margin():
@@ -65,6 +68,7 @@ def test_controls_that_differ_widen_the_margin():
     assert decide(blocks, [[1.001] * 30])[3] == "faster"
     verdict, used = decide(blocks, [[1.001] * 30, [0.95] * 30])[3:]
     assert verdict == "tie" and used == pytest.approx(1 / 0.95 - 1)
+    assert decide(blocks, [[0.95] * 30])[4] > used
 
 
 def test_blocks_that_disagree_are_a_tie():
@@ -161,14 +165,14 @@ def test_given_inputs_and_files_are_used(tmp_path):
 
 def test_untuned_tvm_is_not_a_judge_and_says_so(tmp_path):
     slow, fast = model([128, 128], extra=2), model([128, 128])
-    verdict = confirm(slow, fast, Target("llvm"), 20, database=Database(tmp_path), trials=0, blocks=1, controls=1)
+    verdict = confirm(slow, fast, Target("llvm"), 6, database=Database(tmp_path), trials=0, blocks=1, controls=1)
     assert not verdict.judge and "not a judge" in verdict.reason
     assert verdict.speedup > 1.5 and verdict.settings["tuned"] is False
 
 
 def test_tuned_tvm_is_a_judge_and_both_sides_get_the_same_trials(tmp_path):
     slow, fast = model([128, 128], extra=2), model([128, 128])
-    verdict = confirm(slow, fast, Target("llvm"), 40, database=Database(tmp_path), trials=4, blocks=1, controls=1)
+    verdict = confirm(slow, fast, Target("llvm"), 10, database=Database(tmp_path), trials=4, blocks=1, controls=1)
     assert verdict.judge and verdict.speedup > 1.5
     tuning = verdict.settings["tuning"]
     assert tuning["original"]["tuned"] == tuning["original"]["kernels"] and verdict.settings["trials"] == 4
@@ -180,3 +184,12 @@ def test_models_that_lower_to_the_same_code_are_a_tie(tmp_path):
     other.graph.node[1].input[0] = "again"
     verdict = confirm(model([64, 64]), other, Target("llvm"), 20, database=Database(tmp_path), trials=0)
     assert verdict.verdict == "tie" and "same code" in verdict.reason
+
+
+def test_an_empty_database_that_is_given_is_the_one_that_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRLFLOW_CACHE", str(tmp_path / "user"))
+    database = Database(tmp_path / "given")
+    more, less = model([64, 64], extra=1), model([64, 64])
+    confirm(more, less, Target("llvm"), 4, database=database, trials=2, blocks=1, controls=0)
+    assert not (tmp_path / "user").exists()
+    assert list((tmp_path / "given").glob("schedules-*/*.json"))

@@ -41,7 +41,7 @@ def run(net, states):
 
 def test_one_score_for_each_legal_action_and_one_value_for_each_graph(net):
     states = [state(s, blocks) for s, blocks in ((0, 2), (1, 5), (2, 12))]
-    batch, scores, values = run(net, states)
+    _, scores, values = run(net, states)
     assert scores.shape == (sum(int(v.mask.sum()) for _, v in states),)
     assert values.shape == (3,)
     assert torch.isfinite(scores).all() and torch.isfinite(values).all()

@@ -126,7 +126,9 @@ def test_random_walks_keep_cost_bytes_and_acyclicity(seed, group):
 @pytest.mark.parametrize("seed", range(8))
 def test_remembered_moves_equal_fresh_ones(seed):
     """After any moves and returns to snapshots, remembered moves are what a new state would work out."""
-    space, cost = random_space(seed, classes=16, extra=24) if seed % 2 else (puzzle(np.random.default_rng(seed), 4), None)
+    space, cost = (
+        random_space(seed, classes=16, extra=24) if seed % 2 else (puzzle(np.random.default_rng(seed), 4), None)
+    )
     cost = cost or bind(roofline("h200"), space, 1.5)
     rng = np.random.default_rng(seed)
     rules = Substitutions(space, cost)
@@ -194,12 +196,16 @@ def test_all_users_of_a_merge_move_at_once(n):
 def test_greedy_single_sites_miss_a_merge_of_five_that_group_moves_find():
     space = siblings(5)
     cost = bind(roofline("a100"), space, max_weight_growth=10.0)
-    run = lambda name, **o: extractor(name, **o).extract(space, cost, Budget(steps=10_000), np.random.default_rng(0)).cost
+    run = lambda name, **o: (
+        extractor(name, **o).extract(space, cost, Budget(steps=10_000), np.random.default_rng(0)).cost
+    )
     original = cost.total(space.original)
     assert run("greedy", alpha=1.05) == pytest.approx(original)
     assert run("greedy-group") < 0.8 * original
     assert run("climb") == pytest.approx(run("greedy-group"))
-    assert run("greedy", alpha=2.0) == pytest.approx(run("greedy-group")), "with enough tolerance single sites get there"
+    assert run("greedy", alpha=2.0) == pytest.approx(run("greedy-group")), (
+        "with enough tolerance single sites get there"
+    )
 
 
 def test_tree_extraction_may_be_dearer_than_the_original_and_is_returned():

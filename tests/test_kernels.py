@@ -203,7 +203,7 @@ def test_an_opaque_operator_is_measured_with_its_own_small_constants(tmp_path):
     g = GraphBuilder()
     x = g.input("x", TensorType((4, 8), F32))
     axes = g.weight(Weight.of(np.array([1], np.int64), "axes"))
-    proto = helper.make_node("ReduceMax", ["", ""], [""], keepdims=1).SerializeToString()
+    proto = helper.make_node("ReduceMax", [], [], keepdims=1).SerializeToString()
     g.opaques["p"] = proto
     y = g.add("::ReduceMax", (x, axes), attributes(proto="p", outputs=1), TensorType((4, 1), F32))
     space = space_of(g.build({"y": y}))

@@ -11,7 +11,7 @@ from xrlflow.policy.ppo import Arguments, advantage, play, train
 from xrlflow.policy.pretraining import random_network, task, training_set
 from xrlflow.policy.puzzles import puzzle
 
-QUICK = dict(slots=4, steps=12, horizon=10, minibatch=24, hidden=16, rounds=1)
+QUICK = {"slots": 4, "steps": 12, "horizon": 10, "minibatch": 24, "hidden": 16, "rounds": 1}
 
 
 def tasks(n, device="a100"):
@@ -21,7 +21,8 @@ def tasks(n, device="a100"):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_advantages_are_the_weighted_sums_of_the_definition(seed):
-    """A_t = sum of (gamma lambda)^k delta_{t+k} up to the end of the episode; a cut episode goes on in its last value."""
+    """A_t = sum of (gamma lambda)^k delta_{t+k} up to the end of the episode; a cut episode goes on in its last
+    value."""
     rng = np.random.default_rng(seed)
     steps, gamma, lam = 12, 0.9, 0.8
     rewards, values = rng.normal(size=(steps, 1)), rng.normal(size=(steps + 1, 1))

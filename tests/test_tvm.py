@@ -38,9 +38,7 @@ def model_of(op, x, weights, dtype=1, relu=True, **attrs):
 
 def conv(channels=16, outputs=32, extent=14, kernel=3, stride=1, batch=1):
     shapes = {"w": (outputs, channels, kernel, kernel), "b": (outputs,)}
-    return model_of(
-        "Conv", [batch, channels, extent, extent], shapes, strides=[stride] * 2, pads=[kernel // 2] * 4
-    )
+    return model_of("Conv", [batch, channels, extent, extent], shapes, strides=[stride] * 2, pads=[kernel // 2] * 4)
 
 
 def matmul(x=(24, 64), w=(64, 48)):
@@ -215,6 +213,7 @@ def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_gpu(tmp_path):
     assert done.returncode == 4 and len(done.stderr.splitlines()) == 1 and "no CUDA GPU" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_compiles_cases_without_a_gpu(tmp_path):
     out = tmp_path / "r.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out), "--compile-only"]
