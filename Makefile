@@ -44,7 +44,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 typecheck: $(VENV)/.dev .build/typing/xrlflow
-	MYPYPATH=.build/typing $(BIN)/mypy
+	cd .build/typing && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml
 
 notebooks: $(VENV)/.notebooks
 	$(PYTEST) --nbmake --nbmake-timeout 900 --timeout 1800 notebooks
@@ -56,7 +56,8 @@ clean:
 	rm -rf $(VENV) .build build dist xrlflow.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# mypy finds a package by its folder's name, and a checkout may be called anything.
+# mypy finds a package by its folder's name, and a checkout may be called anything. It runs beside the link, for in the
+# root it would take the package's __main__.py for Python's own __main__.
 .build/typing/xrlflow:
 	mkdir -p .build/typing
 	ln -sfn ../.. $@

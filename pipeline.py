@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from .result import Result
 
 if TYPE_CHECKING:
     from .cost.base import Cost, CostModel
+    from .cost.confirm import Verdict
     from .cost.target import Target
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
@@ -80,17 +82,20 @@ class Options:
             raise UserError(f"seed must not be negative, not {self.seed}")
 
 
-def optimize(source: Any, *, progress: bool | None = False, **options: Any) -> Result:
+def optimize(
+    source: Any, *, progress: bool | None = False, verdicts: dict[str, Verdict] | None = None, **options: Any
+) -> Result:
     """Optimise a model: `source` is a path, an `onnx.ModelProto`, its bytes or a `Graph`; `options` as in `Options`.
 
     Returns a `Result`; nothing is written. `progress` shows a line on standard error (None: only on a terminal).
+    verdicts: a dictionary to share between runs, so that methods which choose the same program get one measurement.
     Raises `UserError` for bad input or options and `TargetUnavailable` for a target that this machine has not.
     """
     try:
         chosen = Options(**options)
     except TypeError as error:
         raise UserError(f"optimize: {error}") from error
-    return Run(source, chosen, progress).result()
+    return Run(source, chosen, progress, {} if verdicts is None else verdicts).result()
 
 
 def extract(
@@ -165,6 +170,7 @@ class Run:
     source: Any
     options: Options
     shown: bool | None = False
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -309,19 +315,32 @@ class Run:
         if self.options.verify and not self.verified(original, model, candidate, result):
             return False
         if self.target.measured:
-            with self.stage("measure", "confirming against the original"):
-                from .cost.confirm import confirm
-
-                result.verdict = confirm(
-                    original, model, self.target, seconds=max(10.0, self.left()), trials=self.options.trials,
-                    seed=self.options.seed,
-                )  # fmt: skip
+            result.verdict = self.confirm(original, model)
             if result.verdict.verdict != "faster" or not result.verdict.judge:
                 why = result.verdict.verdict if result.verdict.judge else "not a judge"
                 result.stop(f"not measured faster ({why}): the original is returned")
                 return False
         result.accept(optimized, model)
         return True
+
+    def confirm(self, original: Any, model: Any) -> Verdict:
+        """Measure the candidate against the original, unless these two were measured before."""
+        from .cost.confirm import confirm
+
+        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials} {name_of(original)}".encode())
+        pair.update(model.SerializeToString(deterministic=True))
+        if pair.hexdigest() not in self.verdicts:
+            with self.stage("measure", "confirming against the original"):
+                self.verdicts[pair.hexdigest()] = confirm(
+                    original,
+                    model,
+                    self.target,
+                    seconds=max(10.0, self.left()),
+                    trials=self.options.trials,
+                    seed=self.options.seed,
+                    progress=self.progress.say,
+                )
+        return self.verdicts[pair.hexdigest()]
 
     def verified(self, original: Any, model: Any, candidate: Candidate, result: Result) -> bool:
         from .lowering.check import guilty_rules

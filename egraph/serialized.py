@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,7 @@ def _space(document: dict[str, Any]) -> tuple[SearchSpace, np.ndarray]:
     )
     original = space.selection(choice)
     chosen = np.array(sorted(space.selected(original)), dtype=np.int32)
-    return _with(space, original, chosen), costs
-
-
-def _with(space: SearchSpace, original: Selection, baseline: np.ndarray) -> SearchSpace:
-    from dataclasses import replace
-
-    return replace(space, original=original, baseline=baseline)
+    return replace(space, original=original, baseline=chosen), costs
 
 
 def bottom_up(home: list[int], children: list[list[int]], costs: np.ndarray, classes: int) -> list[int]:
