@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .base import Budget, Extraction, Meter
-from .substitution import Snapshot, State, Substitutions
+from .state import Snapshot, State
+from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost

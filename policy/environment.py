@@ -30,7 +30,8 @@ from .features import (
     layout,
     view,
 )
-from .substitution import Snapshot, State, Substitutions
+from .state import Snapshot, State
+from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost

@@ -17,7 +17,8 @@ from ..cost.roofline import flops, traffic
 from ..egraph.graph import TensorType, TupleType, Type
 
 if TYPE_CHECKING:
-    from .substitution import State, Substitutions
+    from .state import State
+    from .substitution import Substitutions
 
 OPERATORS = (
     "Input", "Get", "Relu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Neg", "Abs", "Add", "Sub", "Mul", "Div", "Pow",

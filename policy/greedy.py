@@ -14,7 +14,8 @@ import numpy as np
 
 from .base import Budget, Extraction, Meter
 from .climb import finish, look
-from .substitution import Snapshot, State, Substitutions
+from .state import Snapshot, State
+from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost

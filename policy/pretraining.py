@@ -224,8 +224,7 @@ _IMAGE: tuple[Callable[[_Net, int], int], ...] = (_fire, _inception, _residual)
 
 
 def random_network(rng: np.random.Generator) -> Graph:
-    """A network of one to four random blocks, sometimes equal ones: attention, gated and plain MLPs, towers, convolutions of several
-    kinds."""
+    """One to four random blocks, sometimes equal ones: attention, gated and plain MLPs, towers, convolutions."""
     net = _Net(rng)
     if rng.random() < 0.65:
         tokens, width = int(rng.choice([1, 8, 16, 64, 128])), int(rng.choice([32, 64, 128, 256, 512]))

@@ -17,7 +17,7 @@ from .base import Budget, Extraction, Meter
 from .climb import look
 from .encoder import PolicyNetwork, collate, log_probabilities, one_thread, sample
 from .environment import ExtractionEnv
-from .substitution import Snapshot
+from .state import Snapshot
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -71,7 +71,7 @@ class LearnedPolicy:
             horizon = self.horizon or int(np.clip(2 * paying, 40, 400))
             first.horizon = horizon
         while finished < self.rollouts and rules.actions and not meter.exhausted:
-            wide = min(BATCH, max(1, ROOM // space.n_nodes), self.rollouts - finished)
+            wide = min(BATCH, max(1, ROOM // space.n_nodes), self.rollouts - finished) if finished else 1
             playing = [first.twin() for _ in range(wide)]
             for env in playing:
                 env.reset()

@@ -8,7 +8,8 @@ import numpy as np
 
 from .base import Budget, Extraction, Meter
 from .climb import finish
-from .substitution import State, Substitutions
+from .state import State
+from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost

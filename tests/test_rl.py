@@ -182,8 +182,8 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_the_command_line_trains_and_fine_tunes(tmp_path, capsys):
     out, tuned = tmp_path / "policy.pt", tmp_path / "tuned.pt"
     assert main(["--out", str(out), "--iterations", "1", "--networks", "1", "--puzzles", "2", "--quiet"]) == 0
-    fine = ["mlp-tower-tiny", "--policy", str(out), "--out", str(tuned), "--iterations", "1", "--target", "roofline:h100"]
-    assert main(fine) == 0
+    fine = ["mlp-tower-tiny", "--policy", str(out), "--out", str(tuned), "--iterations", "1"]
+    assert main([*fine, "--target", "roofline:h100"]) == 0
     assert "iteration" in capsys.readouterr().out
     _, account = load_policy(tuned)
     assert "roofline:h100" in account["targets"] and account["fine_tuned_from"]
