@@ -85,7 +85,8 @@ class Options:
 def optimize(
     source: Any, *, progress: bool | None = False, verdicts: dict[str, Verdict] | None = None, **options: Any
 ) -> Result:
-    """Optimise a model: `source` is a path, an `onnx.ModelProto`, its bytes or a `Graph`; `options` as in `Options`.
+    """Optimise a model: `source` is a path, an `onnx.ModelProto`, its bytes, an
+    `onnx_ir.Model`, the result of `torch.onnx.export` or a `Graph`; `options` as in `Options`.
 
     Returns a `Result`; nothing is written. `progress` shows a line on standard error (None: only on a terminal).
     verdicts: a dictionary to share between runs, so that methods which choose the same program get one measurement.
@@ -212,9 +213,12 @@ class Run:
         return result
 
     def load(self) -> Graph:
-        from .lowering.onnx_reader import load
+        from .lowering.onnx_reader import load, plain
 
-        return self.source if isinstance(self.source, Graph) else load(self.source)
+        if isinstance(self.source, Graph):
+            return self.source
+        self.source = plain(self.source)
+        return load(self.source)
 
     def search(self, graph: Graph, result: Result) -> None:
         if self.options.method == "original":

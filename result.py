@@ -203,8 +203,10 @@ def versions() -> dict[str, str]:
     """Versions of what takes part in a run."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("xrlflow", "egglog", "onnx", "onnxruntime", "apache-tvm", "torch"):
+    from . import __version__
+
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "xrlflow": __version__}
+    for package in ("egglog", "onnx", "onnxruntime", "apache-tvm", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("original", "greedy", "saturation", "rl")
+METHODS = ("greedy", "saturation", "rl")
+VERDICTS: dict[str, Any] = {}
+"""Measurements of this run, so that methods which choose the same program share one."""
 TOKENS = 128
 NOISE = 0.02
 """Standard deviation of what is added to every fresh parameter."""
@@ -179,7 +181,7 @@ def optimise(name: str, path: Path, method: str, options: argparse.Namespace) ->
     row: dict[str, Any] = {"model": name, "method": method}
     try:
         report = xrlflow.optimize(
-            path, method=method, target=options.target, budget=options.budget, seed=options.seed
+            path, method=method, target=options.target, budget=options.budget, seed=options.seed, verdicts=VERDICTS
         ).report
     except UserError as error:
         return row | {"error": str(error), "seconds": time.perf_counter() - started}
@@ -195,18 +197,19 @@ def optimise(name: str, path: Path, method: str, options: argparse.Namespace) ->
         "verification": report.get("verification"),
         "outcome": report["outcome"],
         "rules": dict(sorted(rules.items(), key=lambda item: (-item[1], item[0]))),
-        "substitutions": len(report["substitutions"]),
+        "substitutions": report["substitutions"],
+        "notes": report["notes"],
         "seconds": time.perf_counter() - started,
     }
 
 
 COLUMNS = """\
 - *operators*: operators of the model as it came in; *e-nodes*: size of the saturated e-graph.
-- *cost*: what the cost model of the search predicts for the model before and after, in ms; operators it does not know
-  count nothing.
+- *cost*: what the cost model of the search predicts for the model before and after, in ms.
 - *measured*: median latency before and after, in ms, from fresh processes that run both in random order.
 - *speed-up*: ratio of the two with its confidence interval, and the verdict that follows (`faster` only if the interval
-  says so; else the original file is what the user gets).
+  says so, and beyond the noise of the original against itself; else the original file is what the user gets). "not a
+  judge": kernels that matter were not tuned. Methods that chose the same program share one measurement.
 - *verified*: whether the result computes what the original computes, on random inputs.
 - *rules*: at how many sites of the result each rule is part of a substitution.
 - *s*: wall-clock seconds of the whole run, loading, saturation, search, measuring and verification included.
@@ -232,7 +235,8 @@ def line(row: dict[str, Any]) -> str:
         else:
             cells.append(f"{latency['original_ms']:.3g} → {latency['optimized_ms']:.3g}")
             interval = f"{latency['ci_low']:.3f} to {latency['ci_high']:.3f}"
-            cells.append(f"{latency['speedup']:.3f} ({interval}) {latency['verdict']}")
+            verdict = latency["verdict"] if latency.get("judge", True) else "not a judge"
+            cells.append(f"{latency['speedup']:.3f} ({interval}) {verdict}")
         cells.append((row["verification"] or {}).get("verdict") or "")
         cells.append(", ".join(f"{rule} × {count}" for rule, count in row["rules"].items()))
     return "| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |"
@@ -296,7 +300,8 @@ def main() -> int:
         "machine": processor(),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "versions": {
-            p: installed(p) for p in ("xrlflow", "torch", "transformers", "onnxruntime", "apache-tvm", "egglog")
+            "xrlflow": xrlflow.__version__,
+            **{p: installed(p) for p in ("torch", "transformers", "onnxruntime", "apache-tvm", "egglog")},
         },
         "target": options.target,
         "budget": options.budget,

@@ -67,6 +67,10 @@ class Engine:
             "(rule ((same a b)) ((union (Ref a) (Ref b))) :ruleset insert)",
         )
 
+    def close(self) -> None:
+        """Free the e-graph. egglog wants that done by the thread that made it, so it is not left to the collector."""
+        del self.graph
+
     def run(self, *texts: str) -> None:
         for text in texts:
             self.graph.run_program(*self.graph.parse_program(text))

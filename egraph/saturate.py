@@ -39,7 +39,11 @@ def saturate(
     Stops when no rule finds anything new ("saturated"), or at a limit ("node limit", "iteration limit",
     "time limit"); what was found by then is kept. `progress(iteration, terms)` is called once an iteration.
     """
-    return Saturation(graph, rule_set() if rules is None else rules).run(max_enodes, max_iterations, seconds, progress)
+    saturation = Saturation(graph, rule_set() if rules is None else rules)
+    try:
+        return saturation.run(max_enodes, max_iterations, seconds, progress)
+    finally:
+        saturation.engine.close()
 
 
 def environment(terms: TermGraph) -> dict[str, Any]:

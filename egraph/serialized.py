@@ -1,6 +1,6 @@
 """E-graphs of others: the egraph-serialize JSON format of the egg community, read as a search space.
 
-Format (egraphs-good/egraph-serialize): `nodes: id → {op, children: [node ids], eclass, cost}`, `root_eclasses: [class]`.
+Format (egraphs-good/egraph-serialize): `nodes: id → {op, children: [ids], eclass, cost}`, `root_eclasses: [class]`.
 Such e-graphs come with costs of their own and without tensors: types are unknown, nothing is constant, there is no
 graph to write. What serves as the original is egg's bottom-up choice.
 """

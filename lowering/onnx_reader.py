@@ -38,16 +38,39 @@ OLDEST_OPSET = 7
 """Before opset 7 broadcasting was an attribute."""
 
 
-def load(source: str | os.PathLike[str] | bytes | ModelProto) -> Graph:
-    """Read an ONNX model from a file, from bytes or from a `ModelProto`.
+def load(source: Any) -> Graph:
+    """Read an ONNX model from a file, from bytes, from a `ModelProto` or from what `plain` makes one of.
 
     Weights stay where they are (external data memory-mapped) until they are needed.
     Raises `UserError` if there is no such file, it is no valid ONNX model, or its opset is not supported.
     """
-    model, path = _parse(source)
+    model, path = _parse(plain(source))
     label = str(path) if path else "the model"
     _check(model, label)
     return _Reader(model, path, label).graph()
+
+
+def plain(source: Any) -> str | os.PathLike[str] | bytes | ModelProto:
+    """The source as a path, bytes or a proto: `onnx_ir.Model` and the result of `torch.onnx.export` become protos.
+
+    Raises `UserError` for anything else.
+    """
+    if isinstance(source, (str, os.PathLike, bytes, ModelProto)):
+        return source
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if type(source).__name__ == "ONNXProgram":
+        source = source.model
+    if type(source).__module__.partition(".")[0] == "onnx_ir":
+        import onnx_ir
+
+        proto = onnx_ir.to_proto(source)
+        if isinstance(proto, ModelProto):
+            return proto
+    raise UserError(
+        f"a {type(source).__name__} is no model: give a path, an onnx.ModelProto, its bytes, an onnx_ir.Model or the "
+        "result of torch.onnx.export(..., dynamo=True)"
+    )
 
 
 def _parse(source: str | os.PathLike[str] | bytes | ModelProto) -> tuple[ModelProto, Path | None]:
@@ -56,8 +79,8 @@ def _parse(source: str | os.PathLike[str] | bytes | ModelProto) -> tuple[ModelPr
         copy.CopyFrom(source)
         return copy, None
     path = None
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data, label = bytes(source), "these bytes"
+    if isinstance(source, bytes):
+        data, label = source, "these bytes"
     else:
         path = Path(source)
         label = str(path)

@@ -1,10 +1,10 @@
 """Hill climbing by substitutions: down to a local optimum, then out of it by annealing while budget remains.
 
-Descent over the group moves comes first, over plateaus too: a scale that moves through a transpose and a reshape
-costs the same at each step and pays at the last, where it folds into a weight. Then rounds of simulated annealing
-(Kirkpatrick, Gelatt, Vecchi 1983) from the best program so far, each cooled down to the scale of the smallest gains
-and ended by a descent. Annealing looks at one random move a step, so a round costs no more evaluations than it has
-steps. Deterministic for a seed and a budget in steps.
+Descent over the group moves comes first, over plateaus and along chains too: a scale that moves through a transpose
+and a reshape costs about the same at each step and pays at the last, where it folds into a weight. Then rounds of
+simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best program so far, each cooled down to the scale of
+the smallest gains and ended by a descent. Annealing looks at one random move a step, so a round costs no more
+evaluations than it has steps. Deterministic for a seed and a budget in steps.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 
 class Climb:
-    """Descent, then annealed rounds.
+    """Descent, chains, then annealed rounds.
 
     heat: temperature at which a round starts, in units of the median size of a move's change of cost; it ends
     `cooling` times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
-    sideways: how many moves that change no cost it makes in a row, those that the last one opened first. patience:
-    how many rounds in a row may bring nothing, each twice as long as the one before, until it stops although budget
-    remains. chunk: moves looked at before a descent takes the best of them; with fewer moves it is steepest descent.
+    sideways: how many moves that change no cost it makes in a row, those that the last one opened first.
+    chains, links, slack: how many chains it tries out of a local optimum, how long each may be, and by what share of
+    the cost it may rise on the way. patience: how many rounds in a row may bring nothing, each twice as long as the
+    one before, until it stops although budget remains. chunk: moves looked at before a descent takes the best of
+    them; with fewer moves it is steepest descent.
     """
 
     name = "climb"
@@ -43,9 +45,13 @@ class Climb:
         patience: int = 5,
         chunk: int = 512,
         sideways: int = 64,
+        chains: int = 64,
+        links: int = 8,
+        slack: float = 0.01,
     ) -> None:
         self.heat, self.cooling, self.sweeps, self.patience, self.chunk = heat, cooling, sweeps, patience, chunk
         self.sideways = sideways
+        self.chains, self.links, self.slack = chains, links, slack
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
@@ -72,14 +78,14 @@ class Climb:
         return finish(space, cost, state, best, meter, reason, self.name)
 
     def _descend(self, state: State, meter: Meter) -> None:
-        """Moves that lower the cost until there is none, nor one beyond a plateau, or the budget is gone."""
+        """Moves that lower the cost until there is none, nor a chain of moves that does, or the budget is gone."""
         while True:
             self._steepest(state, meter)
-            if meter.exhausted or not self._cross(state, meter):
+            if meter.exhausted or not (self._cross(state, meter) or self._chain(state, meter)):
                 return
 
     def _cross(self, state: State, meter: Meter) -> bool:
-        """Walk along the plateau until a move lowers the cost; False, and back at the start, if none does."""
+        """Walk along a plateau until a move lowers the cost; False, and back at the start, if none does."""
         rules, start = state.rules, state.snapshot()
         visited = {state.key}
         before = np.zeros(len(rules), dtype=bool)
@@ -96,6 +102,37 @@ class Climb:
             visited.add(state.key)
             before = flat
         state.restore(start)
+        return False
+
+    def _chain(self, state: State, meter: Meter) -> bool:
+        """Look for a chain of moves, each opened by the last, that ends below; False, and nothing changed, if none.
+
+        Ejection chains (Glover 1996), greedy in each link and never dearer than the start by more than `slack`.
+        """
+        rules, start = state.rules, state.snapshot()
+        goal, limit = start.cost - rules.epsilon, start.cost * (1 + self.slack)
+        look(state, meter)
+        usable = state.known & state.fits
+        starts = np.flatnonzero(usable & (state.delta <= limit - start.cost))
+        for a in starts[np.argsort(state.delta[starts], kind="stable")][: self.chains].tolist():
+            before, visited, link = usable, {start.key}, a
+            for _ in range(self.links):
+                if meter.exhausted or not state.apply(link):
+                    break
+                if state.cost < goal:
+                    return True
+                visited.add(state.key)
+                look(state, meter)
+                now = state.known & state.fits
+                options = np.flatnonzero(now & (~before | (state.cost + state.delta < goal)))
+                ranked = options[np.argsort(state.delta[options], kind="stable")].tolist()
+                link = next((b for b in ranked if state.key_after(b) not in visited), -1)
+                if link < 0 or state.cost + state.delta[link] > limit:
+                    break
+                before = now
+            state.restore(start)
+            if meter.exhausted:
+                break
         return False
 
     def _steepest(self, state: State, meter: Meter) -> None:

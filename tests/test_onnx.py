@@ -11,9 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from xrlflow import zoo
 from xrlflow.egraph.graph import GraphBuilder, TensorType, Weight
 from xrlflow.errors import UserError
-from xrlflow.lowering import available, load, save, to_onnx
+from xrlflow.lowering import available, load, save, to_onnx, verify
 
 ort.set_default_logger_severity(4)
 F, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -871,3 +872,16 @@ def test_the_functions_stay_functions_after_their_modules_are_imported():
 
     for name in ("load", "save", "evaluate", "verify", "fold_constants", "random_inputs"):
         assert callable(getattr(lowering, name)), name
+
+
+def test_models_of_onnx_ir_are_read() -> None:
+    onnx_ir = pytest.importorskip("onnx_ir")
+    proto = zoo.build("mlp-tower-tiny")
+    again = load(onnx_ir.from_proto(proto))
+    assert again.count() == load(proto).count()
+    assert verify(proto, again).passed
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(UserError, match="a list is no model"):
+        load([1, 2])
