@@ -3,9 +3,10 @@
     python benchmarks/extractors.py [--networks 12] [--seeds 2] [--out FILE without suffix]
 
 Two tables. *Equal evaluations*: every extractor gets the same number of cost evaluations, and looking at a neighbouring
-program counts as one for all of them. *Equal steps*: the shipped policy, the same network untrained and uniformly random
-legal actions take the same number of environment steps; one row says how often the policy lost. The figure is the mean
-over spaces of the share of the best known gain; best known is the best of all runs of this script, not a proved optimum.
+program counts as one for all of them. *Equal steps*: the shipped policy, the same network untrained and uniformly
+random legal actions take the same number of environment steps; one row says how often the policy lost. The figure is
+the mean over spaces of the share of the best known gain; best known is the best of all runs of this script, not a
+proved optimum.
 """
 
 from __future__ import annotations
