@@ -78,6 +78,7 @@ def row(name: str, method: str, report: dict[str, Any]) -> tuple[str, ...]:
     predicted = f"{cost['original']:.3f} → {cost['optimized']:.3f}"
     return (
         name,
+        report["target"],
         method,
         str(report["egraph"]["enodes"]),
         predicted,
