@@ -156,15 +156,6 @@ def cost_model(
 
 
 @dataclass
-class Candidate:
-    """A program that an extractor chose."""
-
-    extraction: Extraction
-    selection: Selection
-    predicted: float
-
-
-@dataclass
 class Run:
     """One run of the pipeline, stage by stage."""
 
@@ -230,18 +221,15 @@ class Run:
             result.cost = cost = self.price(space)
         with self.stage("extract", "extracting"):
             candidates = self.extract(space, cost)
-        result.extraction = candidates[0].extraction
-        result.considered = [
-            {"extractor": c.extraction.extractor, "cost": c.predicted, "stop_reason": c.extraction.stop_reason}
-            for c in candidates
-        ]
         seen: set[Selection] = set()
-        for candidate in candidates:
-            if candidate.selection in seen:
+        for found in candidates:
+            entry = {"extractor": found.extractor, "cost": found.cost, "stop_reason": found.stop_reason}
+            result.considered.append(entry)
+            if found.selection in seen or result.improved or result.exit_code:
                 continue
-            seen.add(candidate.selection)
-            if self.judge(graph, candidate, result) or result.exit_code:
-                return
+            seen.add(found.selection)
+            self.judge(graph, found, result)
+            entry["outcome"] = result.outcome
 
     def saturate(self, graph: Graph) -> SearchSpace:
         from .egraph.rules import rule_set
@@ -275,7 +263,7 @@ class Run:
             )
         return cost
 
-    def extract(self, space: SearchSpace, cost: Cost) -> list[Candidate]:
+    def extract(self, space: SearchSpace, cost: Cost) -> list[Extraction]:
         from .policy.base import Budget, extractor
 
         options = self.options
@@ -283,56 +271,57 @@ class Run:
             options.method, [options.method]
         )
         share = self.share("extract")
-        found: list[Candidate] = []
+        found: list[Extraction] = []
         for name in names:
             chosen = extractor(name, **({"policy": options.policy} if name == "rl" and options.policy else {}))
             budget = Budget(share / len(names) if share is not None else None, options.max_steps)
             extraction = chosen.extract(space, cost, budget, np.random.default_rng(options.seed))
             self.progress.say(f"{name}: {extraction.cost:.4f} ms")
             self.notes.extend(extraction.extras.get("warnings", ()))
-            found.append(Candidate(extraction, extraction.selection, cost.total(extraction.selection)))
-        return sorted(found, key=lambda c: c.predicted)
+            found.append(extraction)
+        return sorted(found, key=lambda e: e.cost)
 
-    def judge(self, graph: Graph, candidate: Candidate, result: Result) -> bool:
-        """Verify and confirm a candidate; whether it replaces the original."""
+    def judge(self, graph: Graph, found: Extraction, result: Result) -> None:
+        """Verify and confirm what an extractor chose; it replaces the original only if both say so."""
         from .lowering.onnx_forms import NotWritable
         from .lowering.onnx_writer import to_onnx
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
         before = float(cost.prices[space.baseline].sum())
-        result.predicted = (before, candidate.predicted)
-        result.extraction = candidate.extraction
-        result.substitutions = substitutions(space, candidate.selection, cost)
-        if not result.substitutions or candidate.predicted > before * (1 - 1e-9):
-            result.stop(f"{candidate.extraction.extractor} found nothing cheaper")
+        # the account speaks of one program only, so nothing of one judged before may stay
+        result.verification = result.verdict = None
+        result.predicted, result.extraction = (before, found.cost), found
+        result.substitutions = substitutions(space, found.selection, cost)
+        if not result.substitutions or found.cost > before * (1 - 1e-9):
+            result.stop(f"{found.extractor} found nothing cheaper")
             result.substitutions = []
-            return False
+            return
         with self.stage("lower", "writing the candidate"):
-            optimized = space.to_graph(candidate.selection)
+            optimized = space.to_graph(found.selection)
             try:
                 model = to_onnx(optimized)
             except NotWritable as error:
                 result.stop(f"the candidate cannot be written in the model's opset ({error}): the original is returned")
-                return False
+                return
         original = to_onnx(graph) if isinstance(self.source, Graph) else self.source
-        if self.options.verify and not self.verified(original, model, candidate, result):
-            return False
+        if self.options.verify and not self.verified(original, model, found, result):
+            return
         if self.target.measured:
             result.verdict = self.confirm(original, model)
             if result.verdict.verdict != "faster" or not result.verdict.judge:
                 why = result.verdict.verdict if result.verdict.judge else "not a judge"
                 result.stop(f"not measured faster ({why}): the original is returned")
-                return False
+                return
         result.accept(optimized, model)
-        return True
 
     def confirm(self, original: Any, model: Any) -> Verdict:
         """Measure the candidate against the original, unless these two were measured before."""
         from .cost.confirm import confirm
 
-        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials} {name_of(original)}".encode())
-        pair.update(model.SerializeToString(deterministic=True))
+        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials}".encode())
+        for side in (original, model):  # by content: two models may bear one name
+            pair.update(b"\0" + content_of(side))
         if pair.hexdigest() not in self.verdicts:
             with self.stage("measure", "confirming against the original"):
                 self.verdicts[pair.hexdigest()] = confirm(
@@ -346,7 +335,7 @@ class Run:
                 )
         return self.verdicts[pair.hexdigest()]
 
-    def verified(self, original: Any, model: Any, candidate: Candidate, result: Result) -> bool:
+    def verified(self, original: Any, model: Any, found: Extraction, result: Result) -> bool:
         from .lowering.check import guilty_rules
         from .lowering.verification import verify
 
@@ -356,12 +345,22 @@ class Run:
                 return True
             if result.verification.verdict == "failed":
                 assert result.space is not None
-                result.guilty = guilty_rules(result.space, candidate.selection, seed=self.options.seed)
+                result.guilty = guilty_rules(result.space, found.selection, seed=self.options.seed)
                 blamed = ", ".join(result.guilty) or "no single rule; the difference may be one of rounding"
                 result.stop(f"verification failed ({blamed}): the original is returned", exit_code=3)
             else:
                 result.stop(f"{result.verification}: the original is returned (--no-verify accepts it unchecked)")
         return False
+
+
+def content_of(model: Any) -> bytes:
+    """The bytes of a model's file or proto; external data is not followed."""
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        with open(model, "rb") as f:
+            return f.read()
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def name_of(source: Any) -> str:
