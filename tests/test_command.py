@@ -295,3 +295,52 @@ def test_models_in_memory_work_too() -> None:
     result = xrlflow.optimize(proto, method="saturation", target="roofline:a100", max_steps=200)
     assert result.extraction is not None
     assert np.isfinite(result.extraction.cost)
+
+
+def test_verdicts_are_shared_by_content_not_by_name(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xrlflow.cost.confirm import Verdict
+
+    asked = []
+
+    def confirm(*_: Any, **__: Any) -> Verdict:
+        asked.append(1)
+        return Verdict(1.0, 1.0, 1.0, 1.0, 1.0, "tie")
+
+    monkeypatch.setattr("xrlflow.cost.confirm.confirm", confirm)
+    again = tmp_path / models["bert-tiny"].name
+    proto = onnx.load(models["bert-tiny"])
+    proto.doc_string = "another original that leads to the same candidate but for this text"
+    again.write_bytes(proto.SerializeToString())
+    options = {"method": "saturation", "target": "onnxruntime", "cost": "roofline:a100", "max_steps": 300}
+    verdicts: dict[str, Any] = {}
+    for path in (models["bert-tiny"], models["bert-tiny"], again):
+        assert not xrlflow.optimize(path, verdicts=verdicts, **options).improved
+    assert len(asked) == len(verdicts) == 2
+
+
+def test_the_account_of_auto_speaks_of_the_candidate_judged_last(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xrlflow.policy.base import Extraction, Trace, extractor
+
+    class Unchanged:
+        """Finds nothing: what auto looks at after a better candidate was not measured faster."""
+
+        def extract(self, space: Any, cost: Any, budget: Any, rng: Any) -> Extraction:
+            return Extraction(space.original, cost.total(space.original), Trace(), "done", "rl")
+
+    from xrlflow.cost.confirm import Verdict
+
+    monkeypatch.setattr(
+        "xrlflow.policy.base.extractor", lambda name, **o: Unchanged() if name == "rl" else extractor(name, **o)
+    )
+    monkeypatch.setattr("xrlflow.cost.confirm.confirm", lambda *_, **__: Verdict(1.0, 2.0, 0.5, 0.5, 0.5, "slower"))
+    result = xrlflow.optimize(
+        models["bert-tiny"], method="auto", target="onnxruntime", cost="roofline:a100", max_steps=300
+    )
+    assert [c["extractor"] for c in result.considered] == ["climb", "rl"]
+    assert "slower" in result.considered[0]["outcome"]
+    assert "nothing cheaper" in result.considered[1]["outcome"]
+    assert result.verdict is None and result.verification is None and not result.substitutions
