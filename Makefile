@@ -2,7 +2,7 @@
 #
 #   make demo        optimise a small model and show what changed
 #   make test        the test suite without its slow part
-#   make slow        the slow part
+#   make slow        the slow part (installs the `models` extra as well)
 #   make lint        ruff: rules and layout
 #   make typecheck   mypy
 #   make notebooks   run every notebook from top to bottom
@@ -32,7 +32,7 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-slow: $(VENV)/.dev
+slow: $(VENV)/.dev $(VENV)/.models
 	$(PYTEST) -m slow --timeout 1800
 
 lint: $(VENV)/.dev

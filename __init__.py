@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .egraph.saturate import saturate as saturate
+    from .lowering.onnx_files import save as save
     from .lowering.onnx_reader import load as load
-    from .lowering.onnx_writer import save as save
     from .lowering.verification import verify as verify
     from .pipeline import extract as extract
     from .pipeline import optimize as optimize
@@ -31,7 +31,7 @@ _HOMES = {
     "UserError": ".errors",
     "load": ".lowering.onnx_reader",
     "optimize": ".pipeline",
-    "save": ".lowering.onnx_writer",
+    "save": ".lowering.onnx_files",
     "saturate": ".egraph.saturate",
     "verify": ".lowering.verification",
 }

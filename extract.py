@@ -7,8 +7,10 @@ The module can also be called: `xrlflow.extract(space, method)` chooses one prog
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -79,8 +81,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--trials", type=int, default=4, metavar="N", help="schedules TVM tries for a kernel (default: %(default)s)"
     )
+    p.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME=N,N",
+        help="fix an input's shape, or a symbolic dimension (batch=1), in the result; repeatable",
+    )
+    p.add_argument(
+        "--at",
+        action="append",
+        default=[],
+        metavar="NAME=N,N",
+        help="measure a dynamic model at these extents (batch=1,seq=128); repeatable: never slower at any of them",
+    )
+    p.add_argument("--opset", type=int, metavar="N", help="convert the model to this opset (default: keep its own)")
     p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)")
+    p.add_argument(
+        "--inputs", metavar="DATA.npz", help="arrays for all of the model's inputs: verify and measure on them too"
+    )
+    p.add_argument(
+        "--custom-ops",
+        action="append",
+        default=[],
+        metavar="LIB",
+        help="a shared library of operators for ONNX Runtime; repeatable",
+    )
     p.add_argument("--json", metavar="FILE", help="write the run's record there")
     p.add_argument("--no-verify", action="store_true", help="do not compare the result with the original")
     p.add_argument("--quiet", action="store_true", help="print errors only")
@@ -104,18 +131,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .lowering.onnx_files import check_apart
     from .pipeline import Options, Run
     from .result import check_writable
 
     for path in (args.output, args.json):
         if path is not None:
             check_writable(path)
+            if os.path.exists(path) and os.path.exists(args.model):
+                check_apart(Path(args.model), Path(path))
     options = Options(
         method=args.method, extractor=args.extractor, target=args.target, cost=args.cost, budget=args.budget,
         max_steps=args.max_steps, max_enodes=args.max_enodes, max_weight_growth=args.max_weight_growth,
         rules=None if args.rules is None else tuple(r for r in args.rules.split(",") if r),
         without=tuple(args.without), threads=args.threads, trials=args.trials, policy=args.policy, seed=args.seed,
-        verify=not args.no_verify,
+        verify=not args.no_verify, inputs=args.inputs, custom_ops=tuple(args.custom_ops), opset=args.opset,
+        shape=tuple(args.shape), at=tuple(args.at),
     )  # fmt: skip
     result = Run(args.model, options, False if args.quiet else None).result()
     if args.output is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +32,11 @@ if TYPE_CHECKING:
 METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "random", "original")
 EXTRACTORS = ("climb", "tree")
 
+SEARCHABLE = 1e9
+"""Bytes of weights up to which a guilty rule is looked for: every weight is held in float64 then."""
+
 # Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest.
-SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1}
+SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1, "verify": 0.2}
 
 
 @dataclass
@@ -43,6 +50,11 @@ class Options:
     budget: seconds for everything. max_steps: cost evaluations of an extractor; with a roofline target and this set,
     no decision depends on time and the result's bytes only on input, seed, flags and version.
     trials: schedules tried for each kernel that TVM tunes.
+    shape: extents that specialise symbolic dimensions, as `load` takes them. at: points to measure a dynamic model at,
+    each a binding of symbols or text as `--at` takes it; the result is slower at none of them.
+    inputs: an .npz file or a mapping of arrays, one for each of the model's inputs: verified and measured on them too.
+    custom_ops: shared libraries of operators for ONNX Runtime.
+    opset: convert the model to this opset first; the result has it, too, where the original is returned.
     """
 
     method: str = "auto"
@@ -60,6 +72,11 @@ class Options:
     policy: str | None = None
     seed: int = 0
     verify: bool = True
+    inputs: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    custom_ops: tuple[str, ...] = ()
+    opset: int | None = None
+    shape: Any = ()
+    at: Sequence[str | Mapping[str, int]] = ()
 
     def check(self) -> None:
         """Raises `UserError` for a value that makes no sense."""
@@ -127,11 +144,11 @@ def extract(
     return chosen.extract(space, cost, Budget(seconds, steps), np.random.default_rng(seed))
 
 
-def find_target(name: str | None, threads: int) -> Target:
+def find_target(name: str | None, threads: int, custom_ops: tuple[str, ...] = ()) -> Target:
     """The target of this name, the default one for None."""
     from .cost.target import default_target, parse_target
 
-    return default_target(threads) if name is None else parse_target(name, threads)
+    return default_target(threads, custom_ops) if name is None else parse_target(name, threads, custom_ops)
 
 
 def cost_model(
@@ -165,11 +182,22 @@ class Run:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    given: dict[str, np.ndarray] | None = None
+    """What to run the model on, if the user said."""
+    points: list[dict[str, int]] = field(default_factory=lambda: [{}])
+    """Bindings of the model's symbols to measure at."""
 
     def __post_init__(self) -> None:
         self.options.check()
         self.started = time.monotonic()
-        self.target = find_target(self.options.target, self.options.threads)
+        libraries: Any = self.options.custom_ops
+        one = isinstance(libraries, (str, os.PathLike))
+        self.options.custom_ops = tuple(os.fspath(p) for p in ((libraries,) if one else libraries))
+        if self.options.custom_ops:
+            from .lowering.ort_session import session_options
+
+            session_options(custom_ops=self.options.custom_ops)  # refuses what cannot be loaded
+        self.target = find_target(self.options.target, self.options.threads, self.options.custom_ops)
         # With a roofline and a step budget nothing may depend on the clock.
         self.timed = self.target.measured or self.options.max_steps is None
 
@@ -193,6 +221,11 @@ class Run:
         with Progress(self.shown, self.options.budget if self.timed else None) as self.progress:
             with self.stage("load", "reading the model"):
                 graph = self.load()
+                if self.options.inputs is not None:
+                    from .lowering.feeds import read_inputs
+
+                    self.given = read_inputs(self.options.inputs, graph)
+                self.points = self.measuring_points(graph)
             result = Result(graph, self.source, str(self.target), self.options)
             try:
                 self.search(graph, result)
@@ -207,9 +240,40 @@ class Run:
         from .lowering.onnx_reader import load, plain
 
         if isinstance(self.source, Graph):
+            if self.options.shape:
+                raise UserError("shape: a Graph has its shapes already; give them to `load`, or a model to `optimize`")
+            if self.options.opset not in (None, getattr(self.source.source, "opset", None)):
+                raise UserError("opset: a Graph is in its opset already; give it to `load`, or a model to `optimize`")
             return self.source
         self.source = plain(self.source)
-        return load(self.source)
+        return load(
+            self.source,
+            shapes=self.options.shape,
+            opset=self.options.opset,
+            verify=self.options.verify,
+            custom_ops=self.options.custom_ops,
+        )
+
+    def measuring_points(self, graph: Graph) -> list[dict[str, int]]:
+        """Bindings of the model's symbols to measure at; one, and empty, for a model that has none."""
+        from .lowering.bindings import completed, input_symbols
+        from .lowering.feeds import bound_symbols
+        from .lowering.points import parse_extents, point
+
+        if self.options.at:
+            if self.given is not None:
+                raise UserError("--at and --inputs exclude each other: the inputs have their extents")
+            told = [(f"--at {text}", parse_extents(text, "--at")) for text in self.options.at]
+            if not input_symbols(graph):
+                raise UserError("--at: the model's inputs have no symbolic dimensions; --shape and --at are for those")
+            return [point(graph, extents, label) for label, extents in told]
+        if self.given is not None:
+            return [completed(graph, bound_symbols(graph, self.given))]
+        found = point(graph, {}, "usual extents")
+        if found:
+            at = ", ".join(f"{name}={extent}" for name, extent in found.items())
+            self.notes.append(f"dynamic model, costs taken at {at} (--at chooses other extents)")
+        return [found]
 
     def search(self, graph: Graph, result: Result) -> None:
         if self.options.method == "original":
@@ -220,7 +284,7 @@ class Run:
         with self.stage("price", "pricing"):
             result.cost = cost = self.price(space)
         with self.stage("extract", "extracting"):
-            candidates = self.extract(space, cost)
+            candidates = self.extract(cost.space, cost)
         seen: set[Selection] = set()
         for found in candidates:
             entry = {"extractor": found.extractor, "cost": found.cost, "stop_reason": found.stop_reason}
@@ -228,7 +292,8 @@ class Run:
             if found.selection in seen or result.improved or result.exit_code:
                 continue
             seen.add(found.selection)
-            self.judge(graph, found, result)
+            with tempfile.TemporaryDirectory(prefix="xrlflow-") as folder:
+                self.judge(graph, found, result, Path(folder))
             entry["outcome"] = result.outcome
 
     def saturate(self, graph: Graph) -> SearchSpace:
@@ -250,11 +315,13 @@ class Run:
         )
 
     def price(self, space: SearchSpace) -> Cost:
-        from .cost.base import bind
+        from .cost.base import AtPoints, bind
 
-        seconds = self.share("price")
-        model = cost_model(self.target, self.options.cost, self.options, seconds or 0.0, self.progress.bar)
-        cost = bind(model, space, self.options.max_weight_growth)
+        seconds = (self.share("price") or 0.0) / len(self.points)
+        model = cost_model(self.target, self.options.cost, self.options, seconds, self.progress.bar)
+        cost = bind(AtPoints(model, self.points), space, self.options.max_weight_growth)
+        # what extractors look at (sizes, FLOPs) is the space at the first point; e-nodes have the same numbers in both
+        cost = replace(cost, space=space.at(self.points[0]))
         coverage = getattr(model, "coverage", None)
         if coverage is not None and coverage.estimated:
             self.notes.append(
@@ -281,10 +348,13 @@ class Run:
             found.append(extraction)
         return sorted(found, key=lambda e: e.cost)
 
-    def judge(self, graph: Graph, found: Extraction, result: Result) -> None:
-        """Verify and confirm what an extractor chose; it replaces the original only if both say so."""
+    def judge(self, graph: Graph, found: Extraction, result: Result, folder: Path) -> None:
+        """Verify and confirm what an extractor chose; it replaces the original only if both say so.
+
+        folder: an empty one for models that are too large to be held in memory.
+        """
+        from .cost.base import graph_cost
         from .lowering.onnx_forms import NotWritable
-        from .lowering.onnx_writer import to_onnx
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
@@ -299,37 +369,69 @@ class Run:
             return
         with self.stage("lower", "writing the candidate"):
             optimized = space.to_graph(found.selection)
+            exported = graph_cost(space, cost, optimized)
+            if not math.isclose(exported, found.cost, rel_tol=1e-9):
+                result.stop(
+                    f"the graph to be written costs {exported:.6g} ms, the selection {found.cost:.6g}: please report "
+                    "this; the original is returned"
+                )
+                return
+            if grown(graph, optimized) > self.options.max_weight_growth:
+                result.stop("the candidate's weights would grow beyond --max-weight-growth: the original is returned")
+                return
             try:
-                model = to_onnx(optimized)
+                model = runnable(optimized, folder / "candidate.onnx")
             except NotWritable as error:
                 result.stop(f"the candidate cannot be written in the model's opset ({error}): the original is returned")
                 return
-        original = to_onnx(graph) if isinstance(self.source, Graph) else self.source
-        if self.options.verify and not self.verified(original, model, found, result):
+        altered = isinstance(self.source, Graph) or getattr(graph.source, "altered", False)
+        original = runnable(graph, folder / "original.onnx") if altered else self.source
+        if not self.verified(original, model, found, result):
             return
         if self.target.measured:
-            result.verdict = self.confirm(original, model)
+            result.verdict = self.confirmed(original, model, result)
             if result.verdict.verdict != "faster" or not result.verdict.judge:
                 why = result.verdict.verdict if result.verdict.judge else "not a judge"
                 result.stop(f"not measured faster ({why}): the original is returned")
                 return
-        result.accept(optimized, model)
+        result.accept(optimized, None if isinstance(model, Path) else model)
 
-    def confirm(self, original: Any, model: Any) -> Verdict:
-        """Measure the candidate against the original, unless these two were measured before."""
+    def confirmed(self, original: Any, model: Any, result: Result) -> Verdict:
+        """The verdict over all measuring points: faster at one of them at least, and slower at none."""
+        points = self.points
+        ran = [dict(b) for b in result.verification.bindings] if result.verification is not None else []
+        if not self.options.at and self.given is None and points[0] and ran and points[0] not in ran:
+            points = [max(ran, key=lambda b: math.prod(b.values()))]
+            at = ", ".join(f"{name}={extent}" for name, extent in points[0].items())
+            self.notes.append(f"measured at {at}: the original does not run at the usual extents (--at chooses)")
+        result.points = []
+        for k, binding in enumerate(points):
+            verdict = self.confirm(binding, original, model, self.left() / (len(points) - k))
+            result.points.append((binding, verdict))
+            if verdict.verdict == "slower" or not verdict.judge:
+                return verdict
+        return min((v for _, v in result.points), key=lambda v: (v.verdict != "faster", v.speedup))
+
+    def confirm(self, binding: dict[str, int], original: Any, model: Any, seconds: float) -> Verdict:
+        """Measure the candidate against the original at one point, unless these two were measured before."""
         from .cost.confirm import confirm
 
-        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials}".encode())
+        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials} {sorted(binding.items())}".encode())
         for side in (original, model):  # by content: two models may bear one name
-            pair.update(b"\0" + content_of(side))
+            pair.update(content_of(side))
+        for name, array in (self.given or {}).items():
+            pair.update(f"{name} {array.dtype}{array.shape}".encode())
+            pair.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
         if pair.hexdigest() not in self.verdicts:
             with self.stage("measure", "confirming against the original"):
                 self.verdicts[pair.hexdigest()] = confirm(
                     original,
                     model,
                     self.target,
-                    seconds=max(10.0, self.left()),
+                    seconds=max(10.0, seconds),
                     trials=self.options.trials,
+                    inputs=self.given,
+                    symbols=binding,
                     seed=self.options.seed,
                     progress=self.progress.say,
                 )
@@ -337,30 +439,87 @@ class Run:
 
     def verified(self, original: Any, model: Any, found: Extraction, result: Result) -> bool:
         from .lowering.check import guilty_rules
-        from .lowering.verification import verify
+        from .lowering.verification import Verification, verify
 
+        if not self.options.verify:
+            result.verification = Verification("unverified", detail="--no-verify was given")
+            return True
         with self.stage("verify", "verifying"):
-            result.verification = verify(original, model, seed=self.options.seed)
+            result.verification = verify(
+                original,
+                model,
+                seed=self.options.seed,
+                symbols=[p for p in self.points if p],
+                inputs=self.given,
+                custom_ops=self.options.custom_ops,
+                seconds=self.share("verify"),
+            )
+            ran = [dict(b) for b in result.verification.bindings]
+            for text, binding in zip(self.options.at, self.points, strict=False):
+                if result.verification.passed and binding not in ran:
+                    raise UserError(f"--at {text}: the original does not run at these extents")
             if result.verification.passed:
                 return True
             if result.verification.verdict == "failed":
                 assert result.space is not None
-                result.guilty = guilty_rules(result.space, found.selection, seed=self.options.seed)
-                blamed = ", ".join(result.guilty) or "no single rule; the difference may be one of rounding"
+                blamed = "not looked for in a model of this size"
+                if result.space.graph.weight_bytes <= SEARCHABLE:
+                    result.guilty = guilty_rules(result.space, found.selection, seed=self.options.seed)
+                    blamed = ", ".join(result.guilty) or "no single rule; the difference may be one of rounding"
                 result.stop(f"verification failed ({blamed}): the original is returned", exit_code=3)
             else:
                 result.stop(f"{result.verification}: the original is returned (--no-verify accepts it unchecked)")
         return False
 
 
+def grown(graph: Graph, optimized: Graph) -> float:
+    """How many times the weights that the graph's file holds the optimised one's would hold.
+
+    Costs count the extents of constants alone (`SearchSpace.weight_bytes`). A file may also keep an expression for a
+    large constant, or one value that fills it; where a rewrite makes a real weight of those, only this tells.
+    """
+    from .cost.base import WEIGHT_SLACK
+    from .lowering.folding import fold_constants
+    from .lowering.onnx_files import written_bytes
+
+    before = max(written_bytes(graph), written_bytes(fold_constants(graph)))
+    after = written_bytes(fold_constants(optimized)) - WEIGHT_SLACK
+    return after / before if before else 1.0 + max(0.0, after)
+
+
+def runnable(graph: Graph, path: Path) -> Any:
+    """The graph as a model in memory; written to `path`, and that path, if its weights are large or in a data file.
+
+    Raises `UserError` if there is no room for the file.
+    """
+    from .lowering.onnx_files import RESIDENT, save
+    from .lowering.onnx_writer import to_onnx
+
+    if graph.weight_bytes <= RESIDENT and not getattr(graph.source, "external", False):
+        return to_onnx(graph)
+    free = shutil.disk_usage(path.parent).free
+    if free < 1.1 * graph.weight_bytes:
+        raise UserError(
+            f"the model takes {graph.weight_bytes / 1e9:.1f} GB, but for temporary files {tempfile.gettempdir()} has "
+            f"{free / 1e9:.1f} GB: let TMPDIR name a folder with more"
+        )
+    save(graph, path, external=True)
+    return path
+
+
 def content_of(model: Any) -> bytes:
-    """The bytes of a model's file or proto; external data is not followed."""
-    if isinstance(model, bytes):
-        return model
+    """A digest of a model's proto, or of its file and the data files that it names."""
+    digest = hashlib.sha256()
     if isinstance(model, (str, os.PathLike)):
-        with open(model, "rb") as f:
-            return f.read()
-    return bytes(model.SerializeToString(deterministic=True))
+        from .lowering.onnx_files import locations
+
+        path = Path(model)
+        for name in ("", *locations(path)):
+            with open(path.parent / name if name else path, "rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+    else:
+        digest.update(model if isinstance(model, bytes) else model.SerializeToString(deterministic=True))
+    return digest.digest()
 
 
 def name_of(source: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -32,7 +31,8 @@ class Result:
     """Outcome of `optimize`.
 
     graph: the graph to use, the original's own where nothing better was found (`improved` tells). model: the ONNX
-    model of an improved graph, else None. predicted: cost before and after in ms under the cost model. verdict: the
+    model of an improved graph, None where its weights are large or in a data file (`save` writes it then), and None for
+    the original. predicted: cost before and after in ms under the cost model. verdict: the
     end-to-end measurement. guilty: rules that a failed verification named. exit_code: 0, or 3 when verification failed.
     """
 
@@ -52,6 +52,8 @@ class Result:
     substitutions: list[Substitution] = field(default_factory=list)
     verification: Verification | None = None
     verdict: Verdict | None = None
+    points: list[tuple[dict[str, int], Verdict]] = field(default_factory=list)
+    """Each measuring point of a dynamic model with its verdict; `verdict` is the one that counts."""
     guilty: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -69,18 +71,21 @@ class Result:
         """The candidate replaces the original."""
         self.graph, self.model, self.improved = graph, model, True
         self.outcome = "measured faster" if self.verdict else "predicted cheaper"
+        if self.verification is None or not self.verification.passed:
+            self.outcome += ", unverified"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model: the improved one, or a byte copy of the input. The file appears whole or not at all.
 
-        Raises `UserError` when the path cannot be written.
+        An input that was specialised or converted to another opset is written so. Raises `UserError` when the path
+        cannot be written.
         """
-        from .lowering.onnx_writer import save
+        from .lowering.onnx_files import copy, save
 
-        if self.improved:
+        if self.improved or getattr(self.graph.source, "altered", False):
             save(self.graph, path)
         elif isinstance(self.source, (str, os.PathLike)):
-            copy_model(self.source, path)
+            copy(self.source, path)
         elif isinstance(self.source, bytes):
             write_file(path, self.source)
         elif hasattr(self.source, "SerializeToString"):
@@ -90,8 +95,14 @@ class Result:
         self.output = os.path.basename(os.fspath(path))
 
     @property
+    def converted_from(self) -> int | None:
+        """The opset that the model had, if it was converted to another one."""
+        return getattr(self.graph.source, "converted_from", None)
+
+    @property
     def report(self) -> dict[str, Any]:
         """The run's record, as `--json` writes it: no absolute paths, no weights."""
+        from .lowering.quantisation import quantised
         from .pipeline import name_of
 
         graph, space, extraction = self.original, self.space, self.extraction
@@ -111,6 +122,10 @@ class Result:
                 "coverage": graph.coverage,
             },
         }
+        if self.converted_from is not None:
+            record["graph"] |= {"opset": graph.source.opset, "converted_from": self.converted_from}
+        if (part := quantised(graph)) is not None:
+            record["graph"]["quantised"] = dict(part.record)
         if space is not None:
             record["egraph"] = {
                 "classes": space.n_classes,
@@ -137,12 +152,14 @@ class Result:
                 "original_ms": v.original_ms, "optimized_ms": v.optimized_ms, "speedup": v.speedup,
                 "ci_low": v.ci_low, "ci_high": v.ci_high, "verdict": v.verdict, "judge": v.judge,
                 "settings": v.settings,
+                "points": [{"at": at, "speedup": p.speedup, "verdict": p.verdict} for at, p in self.points],
             }  # fmt: skip
         if self.verification is not None:
             c = self.verification
             record["verification"] = {
                 "verdict": c.verdict, "max_abs": c.max_abs, "max_rel": c.max_rel, "cosine": c.cosine,
-                "samples": c.samples, "guilty": list(self.guilty),
+                "samples": c.samples, "guilty": list(self.guilty), "judge": c.judge, "detail": c.detail,
+                "notes": list(c.notes), "bindings": [dict(b) for b in c.bindings],
             }  # fmt: skip
         record["substitutions"] = as_json(self.substitutions)
         record["notes"] = list(self.notes)
@@ -156,11 +173,16 @@ class Result:
 
     def lines(self) -> list[str]:
         """The account in words."""
+        from .lowering.quantisation import quantised
         from .pipeline import name_of
 
         graph, space = self.original, self.space
         assert graph is not None
         out = [f"{name_of(self.source)}: {len(graph.operators)} operators, {graph.coverage:.0%} of them known to rules"]
+        if self.converted_from is not None:
+            out.append(f"converted from opset {self.converted_from} to {graph.source.opset}")
+        if (part := quantised(graph)) is not None:
+            out.append(str(part))
         if space is not None:
             r = space.report
             out.append(
@@ -177,7 +199,9 @@ class Result:
         if self.verification is not None:
             out.append(f"verification {self.verification}")
         if self.verdict is not None:
-            out.append(f"on {self.target}: {self.verdict}")
+            for at, verdict in self.points or [({}, self.verdict)]:
+                where = "".join(f", {name}={extent}" for name, extent in at.items())
+                out.append(f"on {self.target}{where}: {verdict}")
         out.extend(f"note: {n}" for n in self.notes)
         out.append(f"outcome: {self.outcome}" + (f"; {self.output} written" if self.output else ""))
         return out
@@ -222,6 +246,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{target}: is a folder; name a file to write")
     if not folder.is_dir():
         raise UserError(f"{target}: the folder {folder} does not exist; make it first")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target}: is a device or a pipe; name a file to write")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -232,29 +258,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write all of it or nothing: to a temporary file in the same folder, then renamed."""
     _place(path, lambda f: f.write(data))
-
-
-def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Copy a file byte for byte; nothing happens if both are the same file."""
-    if Path(path).exists() and os.path.samefile(source, path):
-        return
-    with open(source, "rb") as original:
-        _place(path, lambda f: shutil.copyfileobj(original, f))
-
-
-def copy_model(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Copy an ONNX file byte for byte, after the external data files that it names."""
-    import onnx
-
-    model = onnx.load(source, load_external_data=False)
-    tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
-    locations = {e.value: None for t in tensors for e in t.external_data if e.key == "location"}
-    here, there = Path(source).parent, Path(path).parent
-    for location in locations:  # the reader has refused locations outside the model's folder
-        if here.resolve() != there.resolve():
-            (there / location).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(here / location, there / location)
-    copy_file(source, path)
 
 
 def _place(path: str | os.PathLike[str], fill: Any) -> None:

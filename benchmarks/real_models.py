@@ -16,37 +16,26 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import hashlib
 import json
-import logging
-import os
-import platform
 import shlex
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from exports import FOLDER, ROOT, Example, cached, check, export, installed, processor, write
 
 import xrlflow
 from xrlflow import zoo
 from xrlflow.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("greedy", "saturation", "rl")
 VERDICTS: dict[str, Any] = {}
 """Measurements of this run, so that methods which choose the same program share one."""
 TOKENS = 128
-NOISE = 0.02
-"""Standard deviation of what is added to every fresh parameter."""
-
-Example = tuple["torch.nn.Module", dict[str, "torch.Tensor"]]
 
 BERT = {
     "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 8192,
@@ -92,87 +81,17 @@ FROM_ZOO = ("squeezenet", "resnet50")
 MODELS = (*EXPORTED, *FROM_ZOO)
 
 
-def installed(package: str) -> str:
-    """The installed version of a package, or "absent"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
 def model_file(name: str, folder: Path) -> Path:
     """The ONNX file of a model; an export is reused if the folder has one of this configuration and these versions."""
-    path = folder / f"{name}.onnx"
     if name in EXPORTED:
-        identity = [EXPORTED[name][1], TOKENS, NOISE, *map(installed, ("torch", "transformers", "onnxscript"))]
-        path = folder / f"{name}-{hashlib.blake2b(json.dumps(identity).encode(), digest_size=4).hexdigest()}.onnx"
-    if name in FROM_ZOO or not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        if name in EXPORTED:
-            export(name, partial)
-        else:
-            partial.write_bytes(zoo.build(name).SerializeToString())
-        agree(partial)
-        os.replace(partial, path)
+        build, configuration = EXPORTED[name]
+        return cached(folder, name, [configuration, TOKENS], partial(export, build))
+    path = folder / f"{name}.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    model = zoo.build(name)
+    check(model, dynamic=False)
+    write(path, model.SerializeToString())
     return path
-
-
-def export(name: str, path: Path, seed: int = 0) -> None:
-    """Export a transformers model with static shapes, and compare ONNX Runtime's answer with PyTorch's."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import onnxruntime
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"exporting {name} needs the `models` extra: pip install -e '.[models]' ({error})") from error
-
-    class Positional(torch.nn.Module):
-        """The model with its inputs by position and only tensors as outputs."""
-
-        def __init__(self, model: torch.nn.Module, names: list[str]) -> None:
-            super().__init__()
-            self.model, self.names = model, names
-
-        def forward(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            outputs = self.model(**dict(zip(self.names, values, strict=True)))
-            return tuple(v for v in outputs.to_tuple() if isinstance(v, torch.Tensor))
-
-    # The exporter warns of every torchvision operator when torchvision is absent.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    torch.manual_seed(seed)
-    model, inputs = EXPORTED[name][0]()
-    # Fresh biases are 0 and fresh norms 1: exporters share equal tensors and rules drop neutral ones. No trained model
-    # is like that.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(NOISE * torch.randn_like(parameter))
-    wrapped = Positional(model, list(inputs)).eval()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        expected = wrapped(*inputs.values())
-        program = torch.onnx.export(
-            wrapped, tuple(inputs.values()), dynamo=True, input_names=list(inputs), external_data=False, verbose=False
-        )
-    assert program is not None
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    used = {i.name for i in session.get_inputs()}
-    outputs = session.run(None, {k: v.numpy() for k, v in inputs.items() if k in used})
-    for ours, theirs in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4)
-
-
-def agree(path: Path) -> None:
-    """Fail unless the file is valid ONNX with static shapes."""
-    import onnx
-
-    model = onnx.load(path)
-    onnx.checker.check_model(model)
-    for value in model.graph.input:
-        if not all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim):
-            raise ValueError(f"{path.name}: input {value.name} has a symbolic extent")
 
 
 def optimise(name: str, path: Path, method: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -263,25 +182,6 @@ def page(record: dict[str, Any]) -> str:
     )
 
 
-def processor() -> str:
-    """The processor's own name and the number of its cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
-
-
-def write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="NAME", help=", ".join(MODELS))
@@ -289,7 +189,7 @@ def main() -> int:
     parser.add_argument("--target", default="onnxruntime", help="where to measure (default: onnxruntime)")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each run (default: 120)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=ROOT / ".build" / "models", help="where the models are kept")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the models are kept")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks" / "results" / "real_models", help="no suffix"
     )

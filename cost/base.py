@@ -5,15 +5,17 @@ A cost *model* prices any space (`CostModel`); bound to one space it is a `Cost`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..egraph.graph import LEAVES
+from ..egraph.graph import LEAVES, Attributes, Graph, Type
+from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
+from ..egraph.terms import COMMUTATIVE
 
 FREE = (*LEAVES, "Get")
 """Operators that do no work under any cost model."""
@@ -26,11 +28,39 @@ WEIGHT_SLACK = 1e4
 class CostModel(Protocol):
     """Prices the e-nodes of any search space."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def prices(self, space: SearchSpace) -> np.ndarray:
         """float64[n_nodes]: milliseconds of each e-node; 0 for leaves, `Get` and constant classes; inf = cannot run."""
         ...
+
+
+@dataclass(frozen=True)
+class AtPoints:
+    """A cost model of spaces with symbolic dimensions: the mean over some bindings of them.
+
+    Where there are several points each counts alike: its prices are scaled so that the input graph costs what it costs
+    at the first one.
+    """
+
+    model: CostModel
+    points: Sequence[Mapping[str, int]]
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def coverage(self) -> Any:
+        return getattr(self.model, "coverage", None)
+
+    def prices(self, space: SearchSpace) -> np.ndarray:
+        """float64[n_nodes], milliseconds."""
+        found = [np.asarray(self.model.prices(space.at(point)), dtype=np.float64) for point in self.points]
+        totals = [float(prices[space.baseline].sum()) for prices in found]
+        scaled = [p * (totals[0] / t if t > 0 else 1.0) for p, t in zip(found, totals, strict=True)]
+        return found[0] if len(found) == 1 else np.asarray(sum(scaled) / len(scaled))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +97,33 @@ class Cost:
     def legal(self, choice: Selection | Sequence[int] | np.ndarray) -> bool:
         """Whether the weights of the exported graph stay within the limit."""
         return self.space.weight_bytes(choice) <= self.weight_limit
+
+
+def graph_cost(space: SearchSpace, cost: Cost, graph: Graph) -> float:
+    """What `graph`, a program of `space`, costs operator by operator, in milliseconds; NaN if it holds an unknown one.
+
+    Constant expressions cost nothing, whether they are folded or not.
+    """
+    prices: dict[Any, float] = {}
+    for i in np.flatnonzero(payable(space)).tolist():
+        prices[_kind(space.ops[i], space.attributes[i], space.child_types(i), space.node_type(i))] = float(
+            cost.prices[i]
+        )
+    constant: set[int] = set()
+    total = 0.0
+    for i in graph.live:
+        node = graph.nodes[i]
+        if node.op == "Weight" or (core(node.op) and node.inputs and constant.issuperset(node.inputs)):
+            constant.add(i)
+        elif node.op not in FREE:
+            operands = [graph.nodes[k].type for k in node.inputs]
+            total += prices.get(_kind(node.op, node.attributes, operands, node.type), np.nan)
+    return total
+
+
+def _kind(op: str, attrs: Attributes, operands: Sequence[Type], result: Type) -> tuple[Any, ...]:
+    """What decides an operator's price."""
+    return op, attrs, tuple(sorted(operands, key=str) if op in COMMUTATIVE else operands), result
 
 
 def payable(space: SearchSpace) -> np.ndarray:

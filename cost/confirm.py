@@ -180,8 +180,9 @@ def confirm(
         if filecmp.cmp(sides.original, sides.candidate, shallow=False):
             return _same("the files are identical", sides.settings)
         if inputs is not None:
-            arrays: dict[str, Any] = dict(inputs)
-            np.savez(folder / "inputs.npz", **arrays)
+            from ..lowering.feeds import save_arrays
+
+            save_arrays(folder / "inputs.npz", inputs)
             sides.inputs = str(folder / "inputs.npz")
         tell = progress or (lambda text: None)
         same = sides.prepare(deadline - time.monotonic(), tell)
@@ -245,7 +246,8 @@ class _Sides:
             with Worker(self.target.threads) as w:
                 path = getattr(self, side)
                 try:
-                    digests.append(self._call(side, w, "digest_optimised", path, self.target.threads, timeout=300))
+                    args = (path, self.target.threads, self.target.custom_ops)
+                    digests.append(self._call(side, w, "digest_optimised", *args, timeout=300))
                 except WorkerError:
                     return f"the candidate cannot run: {self.failure}"
         return "ONNX Runtime makes the same program of both" if digests[0] == digests[1] else ""
@@ -292,7 +294,7 @@ class _Sides:
         """Get a worker ready to run a side; milliseconds of a run."""
         path = getattr(self, side)
         target, library = self.target, str(self.folder / f"{side}.so")
-        args = (path, target.kind, target.threads, library, self.inputs, self.symbols)
+        args = (path, target.kind, target.threads, library, self.inputs, self.symbols, target.custom_ops)
         return float(self._call(side, worker, "load_side", *args, timeout=300))
 
 

@@ -149,7 +149,7 @@ class Kernels:
                     limit = min(KERNEL_SECONDS, left)
                     found = worker.call(
                         _MEASURE, model, self.target.kind, self.target.threads, folder, self.trials, 0.8 * limit,
-                        timeout=max(0.1, limit),
+                        self.target.custom_ops, timeout=max(0.1, limit),
                     )  # fmt: skip
                 except WorkerTimeout as e:
                     if deadline - time.monotonic() <= 0.05 * KERNEL_SECONDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ ROUND_MS = 2.0
 """A figure of kernel timing covers at least about this many milliseconds, so that the clock's grain does not show."""
 
 
-def measure_kernel(model: bytes, kind: str, threads: int, folder: str, trials: int, seconds: float) -> dict[str, Any]:
+def measure_kernel(
+    model: bytes, kind: str, threads: int, folder: str, trials: int, seconds: float, custom_ops: Sequence[str] = ()
+) -> dict[str, Any]:
     """Latency of a single-operator model: `ms` (median of seven figures), `least_ms`, and what tuning was done.
 
     folder: of tuned schedules, which this call adds to. trials, seconds: limits of its tuning (TVM only).
@@ -24,7 +27,7 @@ def measure_kernel(model: bytes, kind: str, threads: int, folder: str, trials: i
     if kind == "onnxruntime":
         from ..lowering.ort_session import Session
 
-        program = Session(model, threads)
+        program = Session(model, threads, custom_ops=custom_ops)
     else:
         from ..lowering import tvm_module, tvm_tuner
 
@@ -45,11 +48,13 @@ def measure_kernel(model: bytes, kind: str, threads: int, folder: str, trials: i
 
 
 def _inputs(program: Any, given: str = "") -> dict[str, np.ndarray]:
+    if given:
+        from ..lowering.feeds import load_arrays
+
+        arrays = load_arrays(given)
+        return {s.name: arrays[s.name] for s in program.specs if s.name in arrays}
     from ..lowering.tvm_module import timing_inputs
 
-    if given:
-        with np.load(given) as data:
-            return {s.name: data[s.name] for s in program.specs}
     return timing_inputs(program.specs)
 
 
@@ -101,13 +106,16 @@ def compile_model(
 _loaded: dict[str, Any] = {}
 
 
-def load_side(path: str, kind: str, threads: int, library: str, inputs: str, symbols: dict[str, int]) -> float:
+def load_side(
+    path: str, kind: str, threads: int, library: str, inputs: str, symbols: dict[str, int],
+    custom_ops: Sequence[str] = (),
+) -> float:  # fmt: skip
     """Make this process ready to run one side, warm it up, and say how many milliseconds a run takes."""
     program: Any
     if kind == "onnxruntime":
         from ..lowering.ort_session import Session
 
-        program = Session(path, threads, symbols)
+        program = Session(path, threads, symbols, custom_ops)
     else:
         import onnx
 
@@ -124,8 +132,8 @@ def time_side(number: int) -> float:
     return float(_loaded["program"].time(_loaded["inputs"], number, 1)[0])
 
 
-def digest_optimised(path: str, threads: int) -> str:
+def digest_optimised(path: str, threads: int, custom_ops: Sequence[str] = ()) -> str:
     """Digest of what ONNX Runtime makes of a model, names left out: equal digests run the same operators."""
     from ..lowering.ort_session import optimised_digest
 
-    return optimised_digest(path, threads)
+    return optimised_digest(path, threads, custom_ops)

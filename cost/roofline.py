@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..egraph.graph import Attributes, Dimension, TensorType, TupleType, Type
+from ..egraph.dimension import Dimension
+from ..egraph.graph import Attributes, TensorType, TupleType, Type
 from ..egraph.operators import VIEWS
 from ..egraph.space import SearchSpace
 from ..errors import UserError

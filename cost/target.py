@@ -26,11 +26,13 @@ class Target:
     kind: "llvm" (host CPU through TVM), "cuda" (GPU through TVM), "onnxruntime" (host CPU) or "roofline".
     device: the device description's name for "roofline", else empty.
     threads: CPU threads that a kernel may use; part of every database key.
+    custom_ops: shared libraries of operators that ONNX Runtime loads.
     """
 
     kind: str
     device: str = ""
     threads: int = 1
+    custom_ops: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -69,14 +71,18 @@ class Target:
             facts["gpu"] = gpu_name() or "none"
         if self.kind == "onnxruntime":
             facts["onnxruntime"] = _version("onnxruntime")
+            if self.custom_ops:
+                facts["custom_ops"] = " ".join(map(_digest, self.custom_ops))
         return facts
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.device}" if self.device else self.kind
 
 
-def parse_target(text: str, threads: int = 1) -> Target:
+def parse_target(text: str, threads: int = 1, custom_ops: tuple[str, ...] = ()) -> Target:
     """The target that `text` names: llvm, cuda, onnxruntime or roofline:DEVICE.
+
+    custom_ops: shared libraries of operators, of use to onnxruntime only.
 
     Raises `UserError` for an unknown name, and `TargetUnavailable` when this machine cannot run it.
     """
@@ -84,10 +90,10 @@ def parse_target(text: str, threads: int = 1) -> Target:
         raise UserError(f"threads must be at least 1, not {threads}")
     kind, _, device = text.strip().partition(":")
     if kind == "roofline" and device in DEVICES:
-        return Target(kind, device, threads)
+        return Target(kind, device, threads, custom_ops)
     if kind not in KINDS or device:
         raise UserError(f"unknown target {text!r}: give one of {', '.join(target_names())}")
-    return Target(kind, "", threads).require()
+    return Target(kind, "", threads, custom_ops).require()
 
 
 def target_names() -> list[str]:
@@ -100,9 +106,9 @@ def usable_targets() -> dict[str, str]:
     return {name: why_unavailable(name.partition(":")[0]) or "" for name in target_names()}
 
 
-def default_target(threads: int = 1) -> Target:
+def default_target(threads: int = 1, custom_ops: tuple[str, ...] = ()) -> Target:
     """cuda where a GPU is found, else llvm."""
-    return parse_target("cuda" if why_unavailable("cuda") is None else "llvm", threads)
+    return parse_target("cuda" if why_unavailable("cuda") is None else "llvm", threads, custom_ops)
 
 
 def why_unavailable(kind: str) -> str | None:
@@ -142,6 +148,15 @@ def cpu_model() -> str:
     sets = sorted(w for w in found.get("flags", "").split() if w.startswith(("avx", "amx", "fma", "vnni")))
     known = [found.get(k, "") for k in ("model name", "cpu family", "model")]
     return " ".join([*known, *sets]).strip() or platform.machine()
+
+
+def _digest(path: str) -> str:
+    """Digest of a file's content; of its name if it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+    except OSError:
+        return path
 
 
 def _version(package: str) -> str:

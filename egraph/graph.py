@@ -14,14 +14,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-Dimension: TypeAlias = int | str
-"""A known extent, or the name of a symbolic one."""
+from .dimension import Dimension, Extent, dimension, sign, substitute, symbols_of
 
-AttributeValue: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+AttributeValue: TypeAlias = (
+    int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | tuple[Dimension, ...]
+)
 Attributes: TypeAlias = tuple[tuple[str, AttributeValue], ...]
 """Operator attributes as a sorted tuple of pairs, so that they can be hashed and compared."""
 
@@ -37,12 +38,20 @@ _ITEMSIZE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TensorType:
-    """Type of a tensor: `shape` is None when even the rank is unknown, else a tuple of ints and symbol names."""
+    """Type of a tensor: `shape` is None when even the rank is unknown, else a tuple of dimensions.
+
+    Strings among them become symbols: `TensorType(("batch", 3), "float32")`.
+    """
 
     shape: tuple[Dimension, ...] | None
     dtype: str
+
+    def __init__(self, shape: Iterable[Dimension | str] | None, dtype: str) -> None:
+        known = None if shape is None else tuple(dimension(d) if isinstance(d, str) else d for d in shape)
+        object.__setattr__(self, "shape", known)
+        object.__setattr__(self, "dtype", dtype)
 
     @property
     def concrete(self) -> bool:
@@ -53,6 +62,17 @@ class TensorType:
     def rank(self) -> int | None:
         """Number of dimensions, or None when unknown."""
         return None if self.shape is None else len(self.shape)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbols in the shape."""
+        return symbols_of(self.shape or ())
+
+    def at(self, binding: Mapping[str, int]) -> TensorType:
+        """The type under a binding of symbols to extents; symbols without one stay."""
+        if self.concrete or self.shape is None:
+            return self
+        return TensorType(tuple(substitute(d, binding) for d in self.shape), self.dtype)
 
     @property
     def elements(self) -> int:
@@ -86,11 +106,55 @@ class TupleType:
     def concrete(self) -> bool:
         return all(t.concrete for t in self.items)
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s for t in self.items for s in t.symbols))
+
+    def at(self, binding: Mapping[str, int]) -> TupleType:
+        return TupleType(tuple(t.at(binding) for t in self.items))
+
     def __str__(self) -> str:
         return "(" + ", ".join(map(str, self.items)) + ")"
 
 
 Type: TypeAlias = TensorType | TupleType
+
+UNKNOWN = "undefined"
+"""dtype of values whose type is not known or that are no tensors."""
+
+
+class Conflict(ValueError):
+    """Two types that no tensor can have at once."""
+
+
+def meet(a: Type, b: Type) -> Type:
+    """The type that says what both say: an extent rather than a symbol, a known rank rather than none.
+
+    Shapes are a lattice (unknown, symbolic, concrete); only a contradiction that holds for every binding is a
+    `Conflict`. Of two symbolic dimensions the one over the model's own symbols is kept, else the first.
+    """
+    if isinstance(a, TupleType) or isinstance(b, TupleType):
+        if not isinstance(a, TupleType) or not isinstance(b, TupleType) or len(a.items) != len(b.items):
+            raise Conflict(f"{a} and {b}")
+        items = tuple(meet(x, y) for x, y in zip(a.items, b.items, strict=True))
+        return TupleType(cast(tuple[TensorType, ...], items))
+    if a.dtype != b.dtype and UNKNOWN not in (a.dtype, b.dtype):
+        raise Conflict(f"{a} and {b}")
+    dtype = b.dtype if a.dtype == UNKNOWN else a.dtype
+    if a.shape is None or b.shape is None:
+        return TensorType(b.shape if a.shape is None else a.shape, dtype)
+    if len(a.shape) != len(b.shape) or any(sign(x - y) for x, y in zip(a.shape, b.shape, strict=True)):
+        raise Conflict(f"{a} and {b}")
+    return TensorType((min(pair, key=_vagueness) for pair in zip(a.shape, b.shape, strict=True)), dtype)
+
+
+def made_up(symbol: str) -> bool:
+    """Whether a symbol is no name of the model's own: made by the reader ("?…") or by ONNX's inference ("unk__…")."""
+    return symbol.startswith(("?", "unk__"))
+
+
+def _vagueness(d: Dimension) -> int:
+    return 0 if isinstance(d, int) else 1 + any(made_up(s) for s in d.symbols)
 
 
 @dataclass(frozen=True)
@@ -137,7 +201,7 @@ def _freeze(value: Any) -> AttributeValue:
         return int(value)
     if isinstance(value, np.floating):
         return float(value)
-    return value
+    return value.of if isinstance(value, Extent) else value  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ opsets into this form.
 | Split | x (tuple-valued) | axis, sizes |
 | Slice | x | axes, starts, ends (0 ≤ start ≤ end ≤ extent, step 1) |
 | Transpose | x | perm |
-| Reshape | x | shape (no 0, no -1) |
+| Reshape | x | shape (no 0, no -1; may hold symbolic dimensions) |
 | Get | a tuple | index |
 """
 
@@ -32,7 +32,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, cast
 
-from .graph import Attributes, Dimension, TensorType, TupleType, Type
+from .dimension import Dimension, caps, least, sign
+from .graph import Attributes, TensorType, TupleType, Type
 
 UNARY = ("Relu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Neg", "Abs")
 BINARY = ("Add", "Sub", "Mul", "Div", "Pow")
@@ -102,13 +103,25 @@ def same_dtype(op: str, *types: TensorType) -> str:
     return types[0].dtype
 
 
+def bounds(d: Dimension, other: Dimension) -> bool:
+    """Whether `other` is min(d, c), c > 1: with each other they broadcast only where both are the same."""
+    return any(other == least(d, c) for c in caps(other) if c > 1)
+
+
 def broadcast(a: Sequence[Dimension], b: Sequence[Dimension]) -> tuple[Dimension, ...]:
     """Shape of an element-wise operation on operands of these shapes (numpy's rule)."""
     n = max(len(a), len(b))
     out: list[Dimension] = []
     for x, y in zip((1,) * (n - len(a)) + tuple(a), (1,) * (n - len(b)) + tuple(b), strict=True):
         if x not in (y, 1) and y != 1:
-            raise IllTyped(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
+            if bounds(x, y) or bounds(y, x):
+                x = x if bounds(x, y) else y
+            elif 1 in caps(y) and y == least(x, 1):
+                pass  # y is 1, or both are 0
+            elif 1 in caps(x) and x == least(y, 1):
+                x = y
+            else:
+                raise IllTyped(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
         out.append(y if x == 1 else x)
     return tuple(out)
 
@@ -154,12 +167,10 @@ def _gemm(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
 
 def window(extent: Dimension, kernel: int, stride: int, dilation: int, pad: int, ceil: bool = False) -> Dimension:
     """Extent of a convolution's or pooling's result along one axis; `pad` is the sum of both sides."""
-    if not isinstance(extent, int):
-        raise IllTyped("a sliding window over a symbolic extent")
-    span = extent + pad - dilation * (kernel - 1) - 1
-    if span < 0:
+    span = extent + (pad - dilation * (kernel - 1) - 1)
+    if sign(span) == -1:
         raise IllTyped(f"a window of {kernel} over an extent of {extent} with padding {pad}")
-    return (-(-span // stride) if ceil else span // stride) + 1
+    return ((span + (stride - 1)) // stride if ceil else span // stride) + 1
 
 
 def _windows(attrs: dict[str, Any], x: Sequence[Dimension], kernel: Sequence[int], ceil: bool) -> list[Dimension]:
@@ -169,8 +180,11 @@ def _windows(attrs: dict[str, Any], x: Sequence[Dimension], kernel: Sequence[int
         pad = pads[i] + pads[n + i]
         extent = window(x[2 + i], kernel[i], attrs["strides"][i], attrs["dilations"][i], pad, ceil)
         # With ceil, a last window that would start in the padding behind the data is dropped (ONNX 1.16, torch).
-        if ceil and (cast(int, extent) - 1) * attrs["strides"][i] >= cast(int, x[2 + i]) + pads[i]:
-            extent = cast(int, extent) - 1
+        if ceil:
+            late = sign((extent - 1) * attrs["strides"][i] - (x[2 + i] + pads[i]))
+            if late is None:
+                raise IllTyped("ceil_mode over a symbolic extent")
+            extent = extent - (late >= 0)
         out.append(extent)
     return out
 
@@ -245,16 +259,14 @@ def _reduce_mean(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
 def _concat(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
     first = shape_of(xs[0])
     axis = _axis(attrs["axis"], len(first), "Concat")
-    total = 0
+    total: Dimension = 0
     for t in xs:
         shape = shape_of(t)
         if len(shape) != len(first) or any(
             a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis
         ):
             raise IllTyped(f"Concat along {axis} of {', '.join(map(str, xs))}")
-        if not isinstance(shape[axis], int):
-            raise IllTyped("Concat along a symbolic extent")
-        total += cast(int, shape[axis])
+        total = total + shape[axis]
     return TensorType((*first[:axis], total, *first[axis + 1 :]), same_dtype("Concat", *xs))
 
 
@@ -289,7 +301,7 @@ def _transpose(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
 @_typed("Reshape")
 def _reshape(attrs: dict[str, Any], xs: list[TensorType]) -> Type:
     shape = tuple(attrs["shape"])
-    if prod(concrete(xs[0], "Reshape")) != prod(shape):
+    if prod(shape_of(xs[0])) != prod(shape):
         raise IllTyped(f"Reshape of {xs[0]} to {shape}")
     return TensorType(shape, xs[0].dtype)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .dimension import viewed
 from .engine import Engine
-from .graph import LEAVES, Graph
+from .graph import LEAVES, Conflict, Graph, TensorType, Type, meet
 from .operators import IllTyped, core_operators
 from .rules import rule_set
 from .rules.language import HELPERS, Rule
@@ -23,6 +24,9 @@ from .space import SaturationReport, SearchSpace, Selection
 from .terms import ORIGINAL, Term, TermGraph, constant, operator
 
 NARROW = ("float16", "bfloat16")
+
+MATCHES = 10
+"""Matches that are looked at, for each e-node of the limit: a rule that refuses all of a million must end as well."""
 
 
 def saturate(
@@ -36,8 +40,9 @@ def saturate(
 ) -> SearchSpace:
     """The search space of all graphs that `rules` (default: every sound one) reach from `graph`.
 
-    Stops when no rule finds anything new ("saturated"), or at a limit ("node limit", "iteration limit",
-    "time limit"); what was found by then is kept. `progress(iteration, terms)` is called once an iteration.
+    Stops when no rule finds anything new ("saturated"), or at a limit ("node limit", "match limit",
+    "iteration limit", "time limit"); what was found by then is kept. `progress(iteration, terms)` is called once an
+    iteration.
     """
     saturation = Saturation(graph, rule_set() if rules is None else rules)
     try:
@@ -69,6 +74,8 @@ class Saturation:
         self.engine = Engine(self.terms, self.rules)
         self.names = environment(self.terms)
         self.seen: set[tuple[Any, ...]] = set()
+        self.uniform: dict[tuple[Type, float], int] = {}
+        self.looked_at = 0
 
     def run(
         self,
@@ -78,8 +85,8 @@ class Saturation:
         progress: Callable[[int, int], None] | None = None,
     ) -> SearchSpace:
         start = time.monotonic()
-        self.engine.flush()
-        stop, iteration = "iteration limit", 0
+        self.flush()
+        stop, iteration, looked = "iteration limit", 0, 0
         while iteration < max_iterations:
             iteration += 1
             before, unions = len(self.terms), len(self.united)
@@ -87,11 +94,15 @@ class Saturation:
                 if len(self.terms) >= max_enodes:
                     stop = "node limit"
                     break
+                looked += 1
+                if looked > MATCHES * max_enodes:
+                    stop = "match limit"
+                    break
                 if seconds is not None and count % 64 == 0 and time.monotonic() - start > seconds:
                     stop = "time limit"
                     break
                 self.fire(rule, match)
-            self.engine.flush()
+            self.flush()
             if progress:
                 progress(iteration, len(self.terms))
             if stop != "iteration limit":
@@ -99,12 +110,26 @@ class Saturation:
             if len(self.terms) == before and len(self.united) == unions:
                 stop = "saturated"
                 break
+        for conflict in self.terms.conflicts:
+            self.refused.setdefault("congruence", {}).setdefault(conflict, 1)
         report = SaturationReport(iteration, time.monotonic() - start, stop, dict(self.fired), dict(self.refused))
         return self.freeze(report)
+
+    def flush(self) -> None:
+        """Let egglog know what is new, equal constants first: x + 0 has one form, not one for each way to make a 0."""
+        for key in range(self.looked_at, len(self.terms)):
+            number = self.terms.uniform[key]
+            if number is not None and isinstance(self.terms.types[key], TensorType):
+                first = self.uniform.setdefault((self.terms.types[key], number), key)
+                if self.terms.find(first) != self.terms.find(key):
+                    self.engine.union(first, key)
+        self.looked_at = len(self.terms)
+        self.engine.flush()
 
     def bind(self, rule: Rule, match: dict[str, Any]) -> dict[str, Any] | None:
         """The rule's names for a match, or None where its attributes do not fit."""
         names: dict[str, Any] = {}
+        raw: dict[str, Any] = {}
         for name, key in match.items():
             if name.startswith("a_"):
                 continue
@@ -115,10 +140,11 @@ class Saturation:
                     continue
                 attrs = dict(self.terms.attribute_table[match[f"a_{p.whole}" if p.whole else f"a_{p.result}"]])
                 if p.whole:
-                    names[p.whole] = dict(attrs)
+                    names[p.whole] = {k: viewed(v) for k, v in attrs.items()}
                 for attribute, name in p.named:
-                    if names.setdefault(name, attrs[attribute]) != attrs[attribute]:
+                    if raw.setdefault(name, attrs[attribute]) != attrs[attribute]:
                         return None
+                    names[name] = viewed(attrs[attribute])
                 if any(attrs[attribute] != value for attribute, value in p.fixed):
                     return None
         return names
@@ -151,9 +177,10 @@ class Saturation:
             self.terms.maker = ORIGINAL
         learnt = False
         for root, old in roots.items():
-            new = scope[root]
-            if new.type != old.type:
-                return self.refuse(rule, f"types differ: {old.type} and {new.type}")
+            try:
+                meet(old.type, scope[root].type)
+            except Conflict as conflict:
+                return self.refuse(rule, f"types differ: {conflict}")
         for root, old in roots.items():
             new = scope[root]
             if self.terms.find(old.key) != self.terms.find(new.key):

@@ -7,11 +7,13 @@ egglog. Classes and e-nodes are numbered from 0; class numbers follow the origin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from .dimension import Polynomial, substitute
 from .graph import Attributes, Graph, GraphBuilder, TensorType, Type, Weight
 
 
@@ -192,6 +194,22 @@ class SearchSpace:
         outputs = dict(zip(self.graph.output_names, (made[c] for c in self.roots.tolist()), strict=True))
         return builder.build(outputs, self.graph.source)
 
+    @cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbolic dimensions in it."""
+        return tuple(dict.fromkeys(s for kind in self.types for s in kind.symbols))
+
+    def at(self, binding: Mapping[str, int], default: int = 1) -> SearchSpace:
+        """The same space with extents in place of symbols, those of `default` that the binding leaves out.
+
+        For costs and checks: e-nodes and classes keep their numbers, so a selection of one is a selection of the other.
+        """
+        if not self.symbols:
+            return self
+        known = dict.fromkeys(self.symbols, default) | dict(binding)
+        bound = tuple(tuple((k, _bound(v, known)) for k, v in attrs) for attrs in self.attributes)
+        return replace(self, types=tuple(kind.at(known) for kind in self.types), attributes=bound)
+
     def changed(self, selection: Selection) -> list[int]:
         """Classes in which `selection` uses an e-node that the original does not use, in topological order."""
         return [c for c in self.topological(selection.choice) if selection.choice[c] != self.original.choice[c]]
@@ -212,3 +230,9 @@ def tensor(t: Type) -> TensorType:
     """`t` as the type of one tensor; for code that knows it is no tuple."""
     assert isinstance(t, TensorType)
     return t
+
+
+def _bound(value: Any, binding: Mapping[str, int]) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    return tuple(substitute(d, binding) if isinstance(d, Polynomial) else d for d in value)

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, sqrt
+from operator import add, mul, neg, sub, truediv
 from typing import Any
 
 import numpy as np
 
-from .graph import Attributes, Graph, TensorType, TupleType, Type, Weight, attributes
+from .dimension import viewed
+from .graph import Attributes, Conflict, Graph, TensorType, TupleType, Type, Weight, attributes, meet
 from .operators import IllTyped, core, infer
 
 COMMUTATIVE = ("Add", "Mul")
+MOVES = ("Concat", "Reshape", "Transpose", "Slice", "Split", "Get")
+"""Operators that only move elements."""
+REAL: dict[str, Callable[..., float]] = {
+    "Add": add, "Sub": sub, "Mul": mul, "Div": truediv, "Neg": neg, "Abs": abs, "Sqrt": sqrt,
+}  # fmt: skip
+"""What scalar constants are computed with, in float64 as when they are folded."""
+READ = 1 << 14
+"""Weights of at most this many elements are looked at: zero biases and unit scales have no effect."""
 ORIGINAL = -1
 """Maker of the terms of the input graph (others are made by the rule with that number)."""
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A symbolic extent as rules see it: it can be compared, any arithmetic with it is a `TypeError`."""
-
-    name: str
 
 
 @dataclass
@@ -40,12 +44,16 @@ class TermGraph:
     lowest: list[int] = field(default_factory=list)
     """Smallest key of the weight matrices inside a constant term; -1 if there are none. Orders sibling merges."""
     highest: list[int] = field(default_factory=list)
+    uniform: list[float | None] = field(default_factory=list)
+    """The number that every element of a constant term is, if it is known to be one."""
     makers: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
     users: list[list[int]] = field(default_factory=list)
     """Keys of the terms that read a class, kept at its smallest key."""
     attribute_table: list[Attributes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)
+    """Types that contradict each other in one class: some rule is wrong."""
     maker: int = ORIGINAL
     """The rule that new terms are credited to."""
     _index: dict[tuple[str, int, tuple[int, ...]], int] = field(default_factory=dict)
@@ -68,10 +76,15 @@ class TermGraph:
             return a
         a, b = min(a, b), max(a, b)
         self.parent[b] = a
+        try:
+            self.types[a] = meet(self.types[a], self.types[b])
+        except Conflict as conflict:  # rules are checked before they unite; this can only follow by congruence
+            self.conflicts.append(str(conflict))
         self.const[a] = self.const[a] or self.const[b]
         known = [k for k in (self.lowest[a], self.lowest[b]) if k >= 0]
         self.lowest[a] = min(known, default=-1)
         self.highest[a] = max(self.highest[a], self.highest[b])
+        self.uniform[a] = self.uniform[b] if self.uniform[a] is None else self.uniform[a]
         self.users[a].extend(self.users[b])
         return a
 
@@ -111,6 +124,7 @@ class TermGraph:
         self.const.append(const)
         self.lowest.append(lowest)
         self.highest.append(highest)
+        self.uniform.append(self._uniform(op, attrs, kids) if const else None)
         self.makers.append(self.maker)
         self.parent.append(key)
         self.users.append([])
@@ -118,6 +132,27 @@ class TermGraph:
             self.users[k].append(key)
         self._index[op, a, kids] = key
         return key
+
+    def _uniform(self, op: str, attrs: Attributes, kids: Sequence[int]) -> float | None:
+        if op == "Weight":
+            weight = self.weights[str(dict(attrs)["digest"])]
+            value = weight.load() if weight.value is None and weight.type.elements <= READ else weight.value
+            if value is None or not value.size or value.dtype.kind not in "fiuV" or (value != value.flat[0]).any():
+                return None
+            return float(value.flat[0])
+        numbers = [self.uniform[k] for k in kids]
+        known = [n for n in numbers if n is not None]
+        if not known or len(known) < len(numbers):
+            return None
+        if op in MOVES:
+            return known[0] if len(set(known)) == 1 else None
+        if op not in REAL or "int" in getattr(self.types[kids[0]], "dtype", ""):
+            return None
+        try:
+            number = REAL[op](*known)
+        except (ArithmeticError, ValueError):
+            return None
+        return number if isfinite(number) else None
 
     def weight(self, weight: Weight) -> int:
         """Key of a weight leaf."""
@@ -152,11 +187,12 @@ class Term:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Extents; a symbolic one is a `Symbol`, with which one cannot reckon."""
+        """Extents; a symbolic one is an `Extent`, which answers only what holds for every binding."""
         kind = self.type
         if not isinstance(kind, TensorType) or kind.shape is None:
             raise IllTyped(f"{kind} has no known shape")
-        return tuple(Symbol(d) if isinstance(d, str) else d for d in kind.shape)  # type: ignore[misc]
+        shape: tuple[int, ...] = viewed(kind.shape)
+        return shape
 
     @property
     def rank(self) -> int:
@@ -169,7 +205,7 @@ class Term:
 
     @property
     def elements(self) -> int:
-        """Number of elements, all extents known."""
+        """Number of elements, an `Extent` where one of the extents is."""
         count = 1
         for d in self.shape:
             count *= d
@@ -207,9 +243,8 @@ class Term:
         return None
 
     def all_equal(self, number: float) -> bool:
-        """Whether this is a small weight with every element exactly `number`."""
-        value = self.value
-        return value is not None and bool(np.all(np.asarray(value, dtype=np.float64) == number))
+        """Whether this is known to be a constant with every element exactly `number`."""
+        return self.terms.uniform[self.terms.find(self.key)] == number
 
     def broadcasts_along(self, axis: int, rank: int) -> bool:
         """Whether, as an operand of a result of rank `rank`, its extent along `axis` is 1 (or missing)."""

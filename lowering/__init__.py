@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_node as evaluate_node
     from .folding import fold_constants as fold_constants
     from .inputs import random_inputs as random_inputs
+    from .onnx_files import save as save
     from .onnx_forms import available as available
     from .onnx_reader import load as load
-    from .onnx_writer import save as save
     from .onnx_writer import to_onnx as to_onnx
     from .verification import Verification as Verification
     from .verification import verify as verify
@@ -31,7 +31,7 @@ _HOMES = {
     "fold_constants": "folding",
     "load": "onnx_reader",
     "random_inputs": "inputs",
-    "save": "onnx_writer",
+    "save": "onnx_files",
     "to_onnx": "onnx_writer",
     "verify": "verification",
 }

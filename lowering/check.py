@@ -16,6 +16,9 @@ from ..egraph.graph import TensorType, TupleType, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
 
+EXTENT = 3
+"""Extent of symbolic dimensions in the check."""
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -45,12 +48,14 @@ def check_enodes(space: SearchSpace, seed: int = 0, tolerance: float = 1e-8) -> 
 
     Opaque operators and inputs give random tensors: rules must hold whatever those are.
     """
+    space = space.at({}, EXTENT)
     choice = _complete(space)
     return _compare(space, choice, range(space.n_nodes), seed, tolerance)
 
 
 def guilty_rules(space: SearchSpace, selection: Selection, seed: int = 0, tolerance: float = 1e-6) -> tuple[str, ...]:
     """The rules that made e-nodes of `selection` which do not compute their class; empty if none is found."""
+    space = space.at({}, EXTENT)
     choice = _complete(space)
     chosen = [*(int(i) for i in selection.choice if i >= 0), *space.baseline.tolist()]
     report = _compare(space, choice, chosen, seed, tolerance)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..egraph.graph import Graph, Node, TupleType
+from ..egraph.dimension import Polynomial
+from ..egraph.dimension import evaluate as extent_of
+from ..egraph.graph import Graph, Node, TupleType, Type
 from .onnx_tensor import numpy_dtype
 
 Tensor = torch.Tensor
@@ -56,38 +58,47 @@ def evaluate(
     Floating-point tensors, weights included, are computed and returned in `dtype`; integers and booleans as they
     are. `opaque` computes the operators that are not core, given the node's index and its operands (None where one is
     absent). Raises `NotEvaluable` naming the operator if there is none, `KeyError` for an input that is not given.
+    Weights are loaded for each operator that reads them and not kept.
     """
     width = getattr(torch, dtype)
 
-    def leaf(node: Node) -> Tensor:
-        if node.op == "Input":
-            array = inputs[str(node.attrs["name"])]
-        else:
-            array = graph.weights[str(node.attrs["digest"])].load()
-        return widened(array)
-
     def widened(array: np.ndarray) -> Tensor:
+        array = np.asarray(array)
+        if array.dtype.kind == "f" and dtype == "float64":
+            return torch.from_numpy(array.astype(np.float64))  # one copy; torch would make two of a mapped array
         tensor = to_torch(array)
         return tensor.to(width) if tensor.is_floating_point() else tensor
 
+    def stored(k: int) -> np.ndarray:
+        return graph.weights[str(graph.nodes[k].attrs["digest"])].load()
+
+    def operand(k: int) -> Value:
+        return widened(stored(k)) if graph.nodes[k].op == "Weight" else values[k]
+
+    binding: dict[str, int] = {}
     values: dict[int, Value] = {}
     last_use = {k: i for i in graph.live for k in (*graph.nodes[i].inputs, i)}
     last_use.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
     with torch.no_grad():
         for i in graph.live:
             node = graph.nodes[i]
-            if node.op in ("Input", "Weight"):
-                values[i] = leaf(node)
+            if node.op == "Input":
+                values[i] = widened(inputs[str(node.attrs["name"])])
+                bind_symbols(node.type, values[i], binding)
             elif node.opaque and opaque is not None:
-                operands = [_plain(values.get(k)) for k in node.inputs]
+                operands = [
+                    stored(k) if graph.nodes[k].op == "Weight" else _plain(values.get(k)) for k in node.inputs
+                ]
                 results = tuple(widened(array) for array in opaque(i, operands))
                 values[i] = results if isinstance(node.type, TupleType) else results[0]
-            elif node.op != "Absent":
-                values[i] = _apply(node, [values[k] for k in node.inputs if k in values])
+                bind_symbols(node.type, values[i], binding)
+            elif node.op not in ("Weight", "Absent"):
+                present = (k for k in node.inputs if graph.nodes[k].op != "Absent")
+                values[i] = _apply(node, [operand(k) for k in present], binding)
             for k in dict.fromkeys(node.inputs):
                 if last_use[k] == i:
                     values.pop(k, None)
-    found = [values[i] for i in graph.outputs]
+    found = [operand(i) for i in graph.outputs]
     return [to_numpy(v, str(v.dtype).removeprefix("torch.")) for v in found if isinstance(v, Tensor)]
 
 
@@ -95,12 +106,36 @@ def _plain(value: Value | None) -> np.ndarray | None:
     return to_numpy(value, str(value.dtype).removeprefix("torch.")) if isinstance(value, Tensor) else None
 
 
-def _apply(node: Node, operands: list[Value]) -> Value:
+def bind_symbols(kind: Type, value: Value, binding: dict[str, int]) -> None:
+    """Note the extents that a value gives to the symbols of its type; the first one to tell counts."""
+    if isinstance(kind, TupleType):
+        for item, part in zip(kind.items, value, strict=False):
+            bind_symbols(item, part, binding)
+    elif isinstance(value, Tensor) and kind.shape is not None and len(kind.shape) == value.ndim:
+        for d, extent in zip(kind.shape, value.shape, strict=True):
+            if isinstance(d, Polynomial) and d.name:
+                binding.setdefault(d.name, extent)
+
+
+def bound(attrs: Mapping[str, Any], binding: Mapping[str, int]) -> dict[str, Any]:
+    """Attributes with the dimensions in them evaluated. Raises `NotEvaluable` where a symbol has no extent."""
+    try:
+        return {
+            k: tuple(extent_of(d, binding) if isinstance(d, Polynomial) else d for d in v)
+            if isinstance(v, tuple)
+            else v
+            for k, v in attrs.items()
+        }
+    except KeyError as error:
+        raise NotEvaluable(f"the extent {error.args[0]} is not known") from error
+
+
+def _apply(node: Node, operands: list[Value], binding: Mapping[str, int]) -> Value:
     if node.op == "Get":
         parts = operands[0]
         assert isinstance(parts, tuple)
         return parts[node.attrs["index"]]
-    return evaluate_node(node.op, node.attrs, [v for v in operands if isinstance(v, Tensor)])
+    return evaluate_node(node.op, bound(node.attrs, binding), [v for v in operands if isinstance(v, Tensor)])
 
 
 def evaluate_node(op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Value:

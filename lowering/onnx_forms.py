@@ -7,8 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..egraph.dimension import Atom, Dimension, Least, Polynomial, Quotient
 from ..egraph.graph import Graph, Node, TensorType
 from ..egraph.operators import BINARY, UNARY
+from ..errors import UserError
+from .onnx_operators import reshape_target
 from .onnx_tensor import numpy_dtype
 
 _SINCE = {"Erf": 9, "LayerNormalization": 17}
@@ -19,8 +22,8 @@ def available(op: str, opset: int) -> bool:
     return opset >= _SINCE.get(op, 7)
 
 
-class NotWritable(ValueError):
-    """The opset has no form of this operator."""
+class NotWritable(UserError, ValueError):
+    """The graph cannot be written in its model's opset, or without losing what the model says about training."""
 
 
 def tensor(kind: object) -> TensorType:
@@ -33,6 +36,8 @@ class Writer(Protocol):
 
     opset: int
     graph: Graph
+    computed: dict[str, str]
+    """Values that were written beside the graph's own, by what computes them."""
 
     def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         """Write a node."""
@@ -134,7 +139,67 @@ def _transpose(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> 
 
 
 def _reshape(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    w.emit("Reshape", [*inputs, w.constant(node.attrs["shape"], "shape")], outputs)
+    before, after = tensor(w.graph.nodes[node.inputs[0]].type).shape or (), node.attrs["shape"]
+    target = reshape_target(before, after)
+    if target is not None:
+        w.emit("Reshape", [*inputs, w.constant(target, "shape")], outputs)
+        return
+    extents = _Extents(w, before, inputs[0])
+    w.emit("Reshape", [*inputs, extents.vector(after)], outputs)
+
+
+class _Extents:
+    """Writes the computation of symbolic extents from the shapes of the model's inputs, or of a given operand."""
+
+    def __init__(self, w: Writer, shape: Sequence[Dimension], value: str) -> None:
+        self.w = w
+        self.sources: dict[str, tuple[str, int]] = {}
+        for node in w.graph.nodes:
+            if node.op == "Input" and isinstance(node.type, TensorType):
+                self._tell(node.type.shape or (), str(node.attrs["name"]))
+        self._tell(shape, value)
+
+    def _tell(self, shape: Sequence[Dimension], value: str) -> None:
+        for i, d in enumerate(shape):
+            if isinstance(d, Polynomial) and d.name:
+                self.sources.setdefault(d.name, (value, i))
+
+    def vector(self, dims: Sequence[Dimension]) -> str:
+        """Name of a value that holds these dimensions."""
+        return self._emit("Concat", [self.extent(d) for d in dims], axis=0)
+
+    def extent(self, d: Dimension) -> str:
+        """Name of a value of shape [1] that holds this dimension."""
+        if isinstance(d, int):
+            return self.w.constant([d], "extent")
+        total = ""
+        for monomial, coefficient in d.terms:
+            term = "" if coefficient == 1 and monomial else self.w.constant([coefficient], "extent")
+            for atom, power in monomial:
+                for _ in range(power):
+                    factor = self._atom(atom)
+                    term = factor if not term else self._emit("Mul", [term, factor])
+            total = term if not total else self._emit("Add", [total, term])
+        return total
+
+    def _atom(self, atom: Atom) -> str:
+        if isinstance(atom, Quotient):
+            return self._emit("Div", [self.extent(atom.of), self.w.constant([atom.by], "extent")])
+        if isinstance(atom, Least):
+            if self.w.opset < 12:
+                raise NotWritable(f"the minimum of two extents needs opset 12, the model has {self.w.opset}")
+            return self._emit("Min", [self.extent(atom.of), self.w.constant([atom.bound], "extent")])
+        if atom not in self.sources:
+            raise NotWritable(f"no input tells the extent {atom}")
+        value, axis = self.sources[atom]
+        return self._emit("Gather", [self._emit("Shape", [value]), self.w.constant([axis], "axis")], axis=0)
+
+    def _emit(self, op: str, inputs: list[str], **attrs: Any) -> str:
+        key = f"{op} {inputs} {attrs}"  # what was written once is there for all later nodes
+        if key not in self.w.computed:
+            self.w.computed[key] = self.w.free("", f"extent_{op.lower()}")
+            self.w.emit(op, inputs, [self.w.computed[key]], **attrs)
+        return self.w.computed[key]
 
 
 FORMS: dict[str, Form] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from onnx import ModelProto, TensorProto, shape_inference
+from onnx import ModelProto, TensorProto, TypeProto, shape_inference
 
 from ..egraph.graph import TensorType
 from .onnx_bodies import domain_of
-from .onnx_tensor import Symbols, tensor_type
+from .onnx_tensor import ANONYMOUS, Symbols, anonymous, tensor_type
 
 _LARGE = 1024
 """Tensors of more bytes are left out of the copy that shape inference gets: it reads only small ones."""
@@ -19,6 +19,10 @@ def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tup
     """The types that ONNX's shape inference gives, by value name. Empty if it fails."""
     copy = skeleton(model)
     graph = copy.graph
+    for value in graph.input:
+        for axis, d in enumerate(value.type.tensor_type.shape.dim):
+            if not d.HasField("dim_value") and d.dim_param in ANONYMOUS:
+                d.dim_param = anonymous(value.name, axis)
     for tensor in model.graph.initializer:
         graph.initializer.append(_light(tensor))
     custom = set()
@@ -37,11 +41,11 @@ def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tup
         if info.name in weights:  # torch lists its initializers here too; their own extents are known better
             continue
         graph.value_info.append(info)
-        if info.name not in custom and info.type.HasField("tensor_type"):
-            # Extents that exporters or later edits left here may be stale; only their names are taken over.
-            for d in graph.value_info[-1].type.tensor_type.shape.dim:
-                if d.HasField("dim_value"):
-                    d.ClearField("dim_value")
+        if info.name not in custom:
+            _forget(graph.value_info[-1].type)
+    for info in graph.output:
+        if info.name not in custom:
+            _forget(info.type)
     try:
         inferred = shape_inference.infer_shapes(copy, check_type=False, strict_mode=False, data_prop=True)
     except Exception:  # noqa: BLE001 (onnx raises several unrelated types)
@@ -52,6 +56,13 @@ def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tup
         if kind is not None:
             found[info.name] = kind
     return found
+
+
+def _forget(kind: TypeProto) -> None:
+    """Drop extents and their names: those that exporters or later edits left may be stale."""
+    if kind.HasField("tensor_type"):
+        for d in kind.tensor_type.shape.dim:
+            d.Clear()
 
 
 def _light(tensor: TensorProto) -> TensorProto:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..egraph.dimension import Dimension, Polynomial, divided, symbols_of
 from ..egraph.graph import TensorType
 from ..egraph.operators import BINARY, UNARY
 
@@ -39,6 +40,8 @@ class Site:
     attrs: the node's own attributes. types: the operands' types, None for an operand that is not given.
     constant: value of an operand that is a weight, else None. outputs: how many outputs are given and read.
     listed: how many outputs are given at all. result: the type that ONNX inferred for the first output, if any.
+    extents: what an operand holds, flat, where it is a small tensor of extents, constant or symbolic.
+    given: symbols that a dimension of some input of the model tells.
     """
 
     op: str
@@ -49,25 +52,28 @@ class Site:
     outputs: int
     listed: int
     result: TensorType | None
+    extents: Callable[[int], list[Dimension] | None] = lambda k: None
+    given: frozenset[str] = frozenset()
 
-    def given(self, k: int) -> bool:
+    def has(self, k: int) -> bool:
         return k < len(self.types) and self.types[k] is not None
 
-    def shape(self, k: int = 0) -> tuple[int | str, ...]:
-        kind = self.types[k] if self.given(k) else None
+    def shape(self, k: int = 0) -> tuple[Dimension, ...]:
+        kind = self.types[k] if self.has(k) else None
         if kind is None or kind.shape is None:
             raise NotCore(f"the rank of operand {k} is not known")
         return kind.shape
 
     def known_shape(self, k: int = 0) -> tuple[int, ...]:
         shape = self.shape(k)
-        if not all(isinstance(d, int) for d in shape):
+        known = tuple(d for d in shape if isinstance(d, int))
+        if len(known) < len(shape):
             raise NotCore(f"operand {k} has extents that are not known")
-        return tuple(int(d) for d in shape)
+        return known
 
     def values(self, k: int) -> tuple[int, ...] | None:
         """Operand k as integers; None if it is not given."""
-        if not self.given(k):
+        if not self.has(k):
             return None
         value = self.constant(k)
         if value is None:
@@ -124,7 +130,7 @@ def _sum(s: Site) -> Core:
 
 @_converts("Gemm", attrs="alpha beta transA transB")
 def _gemm(s: Site) -> Core:
-    addend = s.given(2)
+    addend = s.has(2)
     attrs = {
         "alpha": float(s.attrs.get("alpha", 1.0)),
         "beta": float(s.attrs.get("beta", 1.0)) if addend else 1.0,
@@ -152,9 +158,12 @@ def _pads(s: Site, kernel: Sequence[int], strides: Sequence[int], dilations: Seq
         raise NotCore("auto_pad together with dilations")  # runtimes disagree
     begins, ends = [], []
     for extent, k, stride in zip(s.shape()[2:], kernel, strides, strict=True):
-        if not isinstance(extent, int):
+        if stride == 1:
+            total = k - 1  # whatever the extent
+        elif isinstance(extent, int):
+            total = max((-(-extent // stride) - 1) * stride + k - extent, 0)
+        else:
             raise NotCore("auto_pad over an extent that is not known")
-        total = max((-(-extent // stride) - 1) * stride + k - extent, 0)
         small, large = total // 2, total - total // 2
         begins.append(large if auto == "SAME_LOWER" else small)
         ends.append(small if auto == "SAME_LOWER" else large)
@@ -177,7 +186,7 @@ def _conv(s: Site) -> Core:
     if len(weight) < 3 or tuple(s.attrs.get("kernel_shape", weight[2:])) != weight[2:]:
         raise NotCore("kernel_shape does not fit the weight")
     attrs = {**_window(s, weight[2:]), "group": int(s.attrs.get("group", 1))}
-    return Core("Conv", (0, 1, 2) if s.given(2) else (0, 1), attrs)
+    return Core("Conv", (0, 1, 2) if s.has(2) else (0, 1), attrs)
 
 
 @_converts("BatchNormalization", attrs="epsilon momentum spatial training_mode", outputs=1)
@@ -220,7 +229,7 @@ def _layer_normalization(s: Site) -> Core:
         raise NotCore("stash_type other than float")
     axis = s.axis(s.attrs.get("axis", -1), len(s.shape()))
     attrs = {"axis": axis, "epsilon": float(s.attrs.get("epsilon", _EPSILON))}
-    return Core("LayerNormalization", (0, 1, 2) if s.given(2) else (0, 1), attrs)
+    return Core("LayerNormalization", (0, 1, 2) if s.has(2) else (0, 1), attrs)
 
 
 @_converts("ReduceMean", attrs="axes keepdims noop_with_empty_axes")
@@ -287,39 +296,49 @@ def _transpose(s: Site) -> Core:
     return Core("Transpose", (0,), {"perm": tuple(s.attrs.get("perm", range(rank - 1, -1, -1)))})
 
 
-def _reshaped(s: Site, shape: Sequence[int]) -> Core:
-    if prod(s.known_shape()) == 0 or 0 in shape:
+def _reshaped(s: Site, shape: Sequence[Dimension]) -> Core:
+    if 0 in s.shape() or 0 in shape:
         raise NotCore("an empty tensor")  # a 0 in the shape would mean "as before" in older opsets
+    told = {d.name for d in s.shape() if isinstance(d, Polynomial)} | s.given
+    if reshape_target(s.shape(), shape) is None and not told.issuperset(symbols_of(shape)):
+        raise NotCore(f"more than one extent of {tuple(shape)} is neither known nor the operand's own")
     return Core("Reshape", (0,), {"shape": tuple(shape)})
+
+
+def reshape_target(before: Sequence[Dimension], after: Sequence[Dimension]) -> list[int] | None:
+    """What ONNX's Reshape is to be told: 0 for an extent that stays in its place, -1 for one other, else numbers."""
+    target = [
+        d if isinstance(d, int) else (0 if i < len(before) and before[i] is d else -1) for i, d in enumerate(after)
+    ]
+    return target if target.count(-1) <= 1 else None
 
 
 @_converts("Reshape", attrs="allowzero")
 def _reshape(s: Site) -> Core:
-    before = s.known_shape()
-    try:
-        wanted = s.values(1) or ()
-    except NotCore:
+    before = s.shape()
+    wanted = s.extents(1)
+    if wanted is None:
         # A shape that the model computes is as good as constant where ONNX could follow the computation.
-        if s.result is None or not s.result.concrete:
-            raise
-        return _reshaped(s, [int(d) for d in s.result.shape or ()])
+        if s.result is None or s.result.shape is None:
+            raise NotCore("the shape is computed from what is not known")
+        return _reshaped(s, s.result.shape)
     if 0 in wanted and s.attrs.get("allowzero", 0):
         raise NotCore("an empty tensor")
     copied_from_nowhere = any(d == 0 and i >= len(before) for i, d in enumerate(wanted))
-    if copied_from_nowhere or wanted.count(-1) > 1 or min(wanted, default=1) < -1:
+    if copied_from_nowhere or wanted.count(-1) > 1 or any(isinstance(d, int) and d < -1 for d in wanted):
         raise NotCore(f"shape {wanted}")
     shape = [before[i] if d == 0 else d for i, d in enumerate(wanted)]
     if -1 in shape:
-        rest = -prod(shape)
-        if rest == 0 or prod(before) % rest:
+        rest = divided(prod(before), -prod(shape))
+        if rest is None:
             raise NotCore(f"shape {wanted} for a tensor of shape {before}")
-        shape[shape.index(-1)] = prod(before) // rest
+        shape[shape.index(-1)] = rest
     return _reshaped(s, shape)
 
 
 @_converts("Flatten", attrs="axis")
 def _flatten(s: Site) -> Core:
-    shape = s.known_shape()
+    shape = s.shape()
     axis = s.attrs.get("axis", 1)
     if not -len(shape) <= axis <= len(shape):
         raise NotCore(f"axis {axis}")
@@ -329,7 +348,7 @@ def _flatten(s: Site) -> Core:
 
 @_converts("Squeeze", attrs="axes")
 def _squeeze(s: Site) -> Core:
-    shape, axes = s.known_shape(), s.axes(since=13)
+    shape, axes = s.shape() if s.axes(since=13) is not None else s.known_shape(), s.axes(since=13)
     gone = {s.axis(a, len(shape)) for a in axes} if axes is not None else {i for i, d in enumerate(shape) if d == 1}
     if any(shape[a] != 1 for a in gone):
         raise NotCore("Squeeze of an extent other than 1")
@@ -338,7 +357,7 @@ def _squeeze(s: Site) -> Core:
 
 @_converts("Unsqueeze", attrs="axes")
 def _unsqueeze(s: Site) -> Core:
-    shape, axes = list(s.known_shape()), s.axes(since=13)
+    shape, axes = list(s.shape()), s.axes(since=13)
     if axes is None:
         raise NotCore("no axes")
     rank = len(shape) + len(axes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,97 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from ..egraph.graph import SMALL, Graph, GraphBuilder, TensorType, TupleType, Weight, attributes
+from ..egraph.dimension import Dimension, Polynomial, natural
+from ..egraph.graph import (
+    SMALL,
+    UNKNOWN,
+    Conflict,
+    Graph,
+    GraphBuilder,
+    TensorType,
+    TupleType,
+    Weight,
+    attributes,
+    meet,
+)
 from ..egraph.operators import IllTyped, infer
 from ..errors import UserError
-from .onnx_bodies import captures, domain_of, impure, internalise
-from .onnx_constants import COMPUTED, small_result
+from .onnx_bodies import called, captures, domain_of, impure, internalise
+from .onnx_constants import COMPUTED, ROUNDED, small_result
+from .onnx_extents import FOLLOWED, SHAPED, Extents, as_array, as_extents, follow, result_shape
+from .onnx_functions import functions_of, inline
+from .onnx_guard import check_text, guarded, not_a_model, place_of
 from .onnx_inference import inferred_types, skeleton
-from .onnx_operators import CONVERTERS, NotCore, Site, convert
+from .onnx_operators import CONVERTERS, Core, NotCore, Site, convert
+from .onnx_opset import OLDEST_OPSET, convert_opset, opset_of
+from .onnx_records import Records
+from .onnx_storage import Store, elsewhere, read
 from .onnx_tensor import (
-    UNKNOWN,
     OnnxSource,
     Symbols,
     dense,
+    dtype_code,
     stored_weight,
     tensor_type,
     uniform_weight,
 )
-
-OLDEST_OPSET = 7
-"""Before opset 7 broadcasting was an attribute."""
+from .points import parse_extents, settle, specialise
 
 
-def load(source: Any) -> Graph:
+def load(
+    source: Any, *, shapes: Any = None, opset: int | None = None, verify: bool = True, custom_ops: Sequence[str] = ()
+) -> Graph:
     """Read an ONNX model from a file, from bytes, from a `ModelProto` or from what `plain` makes one of.
 
     Weights stay where they are (external data memory-mapped) until they are needed.
-    Raises `UserError` if there is no such file, it is no valid ONNX model, or its opset is not supported.
+    shapes: extents for symbolic dimensions, by input or by symbol: `{"input_ids": (1, 128)}`, `{"batch": 1}`, or text
+    as `--shape` takes it. opset: convert the model to this opset first; unless `verify` is False the result is
+    compared with the original (custom_ops: the shared libraries of operators that this takes).
+    Raises `UserError` if there is no such file, it is no valid ONNX model, its opset is not supported, or the
+    conversion is not possible or changes what the model computes.
     """
-    model, path = _parse(plain(source))
-    label = str(path) if path else "the model"
+    original = plain(source)
+    label = str(os.fspath(original)) if isinstance(original, (str, os.PathLike)) else "the model"
+    with guarded(label):
+        return _load(original, label, shapes, opset, verify, custom_ops)
+
+
+def _load(original: Any, label: str, shapes: Any, opset: int | None, verify: bool, custom_ops: Sequence[str]) -> Graph:
+    model, store = _parse(original)
     _check(model, label)
-    return _Reader(model, path, label).graph()
+    if shapes:
+        specialise(model, parse_extents(shapes, "shape"), label)
+    inline(model)
+    converted = model if opset is None else convert_opset(model, opset, label)
+    if converted is model:
+        return _settled(_Reader(model, store, label).graph(), shapes)
+    inline(converted)
+    reader = _Reader(converted, store, label)
+    reader.records.converted_from = opset_of(model)
+    graph = _settled(reader.graph(), shapes)
+    if verify:
+        _compare(original, graph, f"{label}: converted from opset {opset_of(model)} to {opset}", custom_ops)
+    return graph
+
+
+def _settled(graph: Graph, shapes: Any) -> Graph:
+    if shapes:
+        assert isinstance(graph.source, OnnxSource) and graph.source.records is not None
+        settle(graph.source.skeleton, graph)
+        graph.source.records.specialised = True
+    return graph
+
+
+def _compare(original: Any, graph: Graph, what: str, custom_ops: Sequence[str]) -> None:
+    """Refuse a conversion that changes results."""
+    from .verification import verify
+
+    found = verify(original, graph, custom_ops=custom_ops)
+    if not found.passed:
+        how = "it computes something else" if found.verdict == "failed" else "it cannot be compared with the original"
+        raise UserError(
+            f"{what}, {how} ({found.detail})" + ("" if found.verdict == "failed" else "; --no-verify accepts it")
+        )
 
 
 def plain(source: Any) -> str | os.PathLike[str] | bytes | ModelProto:
@@ -73,38 +134,34 @@ def plain(source: Any) -> str | os.PathLike[str] | bytes | ModelProto:
     )
 
 
-def _parse(source: str | os.PathLike[str] | bytes | ModelProto) -> tuple[ModelProto, Path | None]:
+def _parse(source: str | os.PathLike[str] | bytes | ModelProto) -> tuple[ModelProto, Store | None]:
     if isinstance(source, ModelProto):
         copy = ModelProto()  # the graph keeps references into the model, which the caller may change
         copy.CopyFrom(source)
         return copy, None
-    path = None
+    store = None
     if isinstance(source, bytes):
         data, label = source, "these bytes"
     else:
         path = Path(source)
         label = str(path)
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give the path of an ONNX file")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        data, store = read(path)
     if not data:
         raise UserError(f"{label}: an empty file, not an ONNX model")
     model = ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise UserError(f"{label}: not an ONNX model, or a truncated one") from error
-    return model, path
+        raise not_a_model(label, data, "not an ONNX model, or a truncated one") from error
+    if not model.HasField("graph"):
+        raise not_a_model(label, data, "not an ONNX model, or one without a graph")
+    return model, store
 
 
 def _check(model: ModelProto, label: str) -> None:
     if not model.HasField("graph"):
         raise UserError(f"{label}: not an ONNX model, or one without a graph")
+    check_text(model, label)
     if not model.graph.output:
         raise UserError(f"{label}: the model's graph has no outputs (is the file truncated?)")
     versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
@@ -118,14 +175,18 @@ def _check(model: ModelProto, label: str) -> None:
             raise UserError(f"{label}: opset {version} is newer than {newest}, the last that the installed onnx knows")
 
 
+_IDLE = frozenset(("Cast", "Expand", "Tile", "Pad", "Slice"))
+"""Operators that exporters write where they do nothing."""
+
+
 class _Reader:
-    def __init__(self, model: ModelProto, path: Path | None, label: str) -> None:
-        self.model, self.path, self.label = model, path, label
-        self.folder = path.parent if path else None
+    def __init__(self, model: ModelProto, store: Store | None, label: str) -> None:
+        self.model, self.store, self.label = model, store, label
         self.builder = GraphBuilder()
         self.values: dict[str, int] = {}
         self.symbols = Symbols()
-        self.functions = {(domain_of(f.domain), f.name): f for f in model.functions}
+        self.functions = functions_of(model)
+        self.records = Records.of(model)
         self.output_names = [o.name for o in model.graph.output]
         self.claimed: dict[int, str] = {}
         """The graph output that bears the value of a node."""
@@ -133,22 +194,32 @@ class _Reader:
         self.opset = next((o.version for o in model.opset_import if domain_of(o.domain) == ""), 18)
         self.external = False
         self.types: dict[str, TensorType] = {}
+        self.extents: dict[int, Extents] = {}
+        """What small integer tensors hold, by node, where symbols are in it."""
+        self.holders: dict[tuple[Any, ...], str] = {}
+        """The first value that holds given extents, by dtype, shape and extents."""
+        self.needed: set[str] = set()
+        """Names of the values that the outputs depend on: every run computes them."""
+        self.facts: dict[Polynomial, None] = {}
+        """Extents of needed values whose sign is not plain: no run has negative ones."""
 
     def graph(self) -> Graph:
         graph = self.model.graph
         nodes = self._sorted(list(graph.node))
-        self.types = inferred_types(self.model, self.symbols, self.functions)
+        self.types = inferred_types(self.model, self.symbols, {key[:2] for key in self.functions})
         defaults = self._initializers()
         for number, node in enumerate(nodes):
-            self._node(number, node)
+            with guarded(self.label, lambda n=node: f" ({place_of(n)})"):
+                self._node(number, node)
         outputs: dict[str, int] = {}
         for name in self.output_names:
             if name not in self.values:
                 raise UserError(f"{self.label}: nothing produces the output {name!r} (is the file truncated?)")
-            if name in outputs:
-                raise UserError(f"{self.label}: two outputs are named {name!r}")
             outputs[name] = self.values[name]
-        source = OnnxSource(skeleton(self.model), defaults, self.external, self.path)
+        source = OnnxSource(
+            skeleton(self.model), defaults, self.external, self.store.path if self.store else None, self.store,
+            self.records,
+        )  # fmt: skip
         return self.builder.build(outputs, source)
 
     def _sorted(self, nodes: list[NodeProto]) -> list[NodeProto]:
@@ -188,6 +259,10 @@ class _Reader:
                     heapq.heappush(ready, j)
         if len(order) < len(nodes):
             raise UserError(f"{self.label}: the graph has a cycle")
+        self.needed.update(self.output_names)
+        for i in reversed(order):
+            if any(name in self.needed for name in nodes[i].output):
+                self.needed.update(self.reads[i])
         return [nodes[i] for i in order]
 
     def _initializers(self) -> dict[str, TensorProto]:
@@ -198,16 +273,19 @@ class _Reader:
         defaults: dict[str, TensorProto] = {}
         for info in graph.input:
             if info.name not in tensors or overridable:
-                kind = tensor_type(info.type, self.symbols) or TensorType(None, UNKNOWN)
+                kind = tensor_type(info.type, self.symbols, info.name) or TensorType(None, UNKNOWN)
+                self.symbols.given.update(d.name for d in kind.shape or () if isinstance(d, Polynomial) and d.name)
                 self.values[info.name] = self.builder.input(info.name, kind)
                 if info.name in tensors:
                     defaults[info.name] = tensors[info.name]
         for name, proto in tensors.items():
             if name not in defaults and name in self.readers:
-                self._weight(name, stored_weight(proto, name, self.folder))
-                self.external |= proto.data_location == TensorProto.EXTERNAL
+                self._weight(name, stored_weight(proto, name, self.store))
+                self.external |= elsewhere(proto, self.store)
         for sparse in graph.sparse_initializer:
-            self._weight(sparse.values.name, Weight.of(dense(sparse), sparse.values.name))
+            weight = Weight.of(dense(sparse), sparse.values.name)
+            self._weight(sparse.values.name, weight)
+            self.records.sparse[weight.digest] = sparse
         return defaults
 
     def _weight(self, name: str, weight: Weight) -> None:
@@ -220,34 +298,56 @@ class _Reader:
 
     def _node(self, number: int, node: NodeProto) -> None:
         domain, op = domain_of(node.domain), node.op_type
+        extents: Extents | None = None
         operands = [self.values[name] if name else self.builder.absent() for name in node.input]
-        if domain == "" and (domain, op) not in self.functions:
+        if domain == "" and called(node) not in self.functions and node.output and (operands or op == "Constant"):
             if op == "Constant" and (weight := self._constant(node)) is not None:
                 self._weight(node.output[0], weight)
                 return
             if op == "ConstantOfShape" and (weight := self._filled(node, operands)) is not None:
                 self._weight(node.output[0], weight)
+                if (shape := self._handle(operands[0])) is not None:
+                    self.records.shapes[weight.digest] = shape
                 return
-            if op in COMPUTED and (weight := self._computed(node, operands)) is not None:
+            extents = self._followed(node, operands)
+            if op in COMPUTED and (weight := self._computed(node, operands, extents)) is not None:
                 self._weight(node.output[0], weight)
                 return
             if op in ("Identity", "Dropout") and self._alias(node, operands):
                 return
+            if extents is not None and self._known_before(node, extents):
+                return
             if op in CONVERTERS:
                 try:
                     self._core(node, operands)
+                    if extents is not None:
+                        self.extents[self.values[node.output[0]]] = extents
                     return
                 except (NotCore, IllTyped, KeyError, IndexError, TypeError, ValueError):
                     pass  # whatever does not fit exactly stays opaque
+            if self._passes_on(node, operands) and self._alias(node, operands):
+                return
         self._opaque(number, node, domain, operands)
+        if extents is not None:
+            self.extents[self.values[node.output[0]]] = extents
+
+    def _known_before(self, node: NodeProto, extents: Extents) -> bool:
+        """Let the output be another name of an earlier value that holds the same extents, if there is one."""
+        name = node.output[0]
+        kind = self.types.get(name)
+        if kind is None or kind.dtype == UNKNOWN or name in self.output_names:
+            return False
+        key = (kind.dtype, extents.shape, tuple(extents.reshape(-1)))
+        source = self.holders.setdefault(key, name)
+        return source != name and self._named(name, self.values[source])
 
     def _constant(self, node: NodeProto) -> Weight | None:
         if len(node.attribute) != 1:
             return None
         a, name = node.attribute[0], node.output[0]
         if a.name == "value":
-            self.external |= a.t.data_location == TensorProto.EXTERNAL
-            return stored_weight(a.t, name, self.folder)
+            self.external |= elsewhere(a.t, self.store)
+            return stored_weight(a.t, name, self.store)
         if a.name == "sparse_value":
             return Weight.of(dense(a.sparse_tensor), name)
         if a.name in ("value_float", "value_floats"):
@@ -261,29 +361,55 @@ class _Reader:
         if shape is None or shape.size > 64:
             return None
         attrs = {a.name: a for a in node.attribute}
-        fill = onnx.numpy_helper.to_array(attrs["value"].t) if "value" in attrs else np.zeros(1, np.float32)
+        fill = np.zeros(1, np.float32)
+        if "value" in attrs:
+            fill = stored_weight(attrs["value"].t, node.output[0], self.store).load()
         if fill.size != 1 or fill.dtype.kind not in "fiub" or any(d < 0 for d in shape.reshape(-1)):
             return None
         return uniform_weight(fill.reshape(()), tuple(int(d) for d in shape.reshape(-1)), node.output[0])
 
-    def _computed(self, node: NodeProto, operands: list[int]) -> Weight | None:
+    def _known(self, name: str) -> TensorType | None:
+        """The type that ONNX inferred for a value, with what was learnt about its symbols since."""
+        kind = self.types.get(name)
+        return None if kind is None else kind.at(self.symbols.values)  # type: ignore[arg-type]
+
+    def _operands(self, operands: list[int]) -> tuple[list[Extents | None], list[TensorType | None]]:
+        """What operands hold, where they are extents, and their types (None where one is not given)."""
+        held: list[Extents | None] = []
+        for i in operands:
+            value = None if i in self.extents else self._small(i)
+            held.append(self.extents.get(i) if value is None else as_extents(value))
+        kinds = [self.builder.nodes[i].type for i in operands]
+        return held, [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
+
+    def _followed(self, node: NodeProto, operands: list[int]) -> Extents | None:
+        """The result of arithmetic on extents."""
+        if node.op_type not in FOLLOWED or len(node.output) != 1:
+            return None
+        held, types = self._operands(operands)
+        if node.op_type not in ("Shape", "Size") and any(h is None for h in held[:1]):
+            return None
+        return follow(node.op_type, _attributes(node), self.opset, held, types, self.facts)
+
+    def _computed(self, node: NodeProto, operands: list[int], extents: Extents | None) -> Weight | None:
         """The result of shape arithmetic on known extents, as exporters leave it behind."""
-        if node.op_type == "Shape":
-            kind = self.builder.nodes[operands[0]].type
-            if not isinstance(kind, TensorType) or not kind.concrete:
-                return None
-            bounds = {a.name: a.i for a in node.attribute}
-            extents = (kind.shape or ())[bounds.get("start") : bounds.get("end")]
-            return Weight.of(np.array(extents, np.int64), node.output[0])
-        values = [self._small(i) for i in operands]
+        known = self.types.get(node.output[0])
+        if extents is not None and known is not None and known.dtype in ("int64", "int32", "bool"):
+            array = as_array(extents, known.dtype)
+            return None if array is None else Weight.of(array, node.output[0])
+        values = [self._small(i, "iubf" if node.op_type in ROUNDED else "iub") for i in operands]
         if len(node.output) != 1 or not values or any(v is None for v in values):
             return None
         return small_result(node, self.opset, [v for v in values if v is not None])
 
-    def _small(self, index: int) -> np.ndarray | None:
-        """Value of a small integer or boolean weight."""
+    def _small(self, index: int, kinds: str = "iub") -> np.ndarray | None:
+        """Value of a small weight, integer or boolean unless `kinds` says otherwise."""
         value = self._value(index) if self.builder.nodes[index].type.bytes <= 8 * SMALL else None
-        return value if value is not None and value.dtype.kind in "iub" and value.size <= SMALL else None
+        return value if value is not None and value.dtype.kind in kinds and value.size <= SMALL else None
+
+    def _handle(self, index: int) -> Weight | None:
+        node = self.builder.nodes[index]
+        return self.builder.weights[str(dict(node.attributes)["digest"])] if node.op == "Weight" else None
 
     def _value(self, index: int) -> np.ndarray | None:
         """Content of a weight; None if the node is none."""
@@ -292,6 +418,23 @@ class _Reader:
             return None
         weight = self.builder.weights[str(dict(node.attributes)["digest"])]
         return weight.value if weight.value is not None else weight.load()
+
+    def _passes_on(self, node: NodeProto, operands: list[int]) -> bool:
+        """Whether the node does nothing: Cast to the same type, Expand, Tile, Pad or Slice to the same shape."""
+        if node.op_type not in _IDLE or len(node.output) != 1 or not operands:
+            return False
+        kind, attrs = self.builder.nodes[operands[0]].type, _attributes(node)
+        if not isinstance(kind, TensorType) or kind.dtype == UNKNOWN:
+            return False
+        if node.op_type == "Cast":
+            return bool(dtype_code(kind.dtype) == attrs.get("to"))
+        held, types = self._operands(operands)
+        if node.op_type == "Pad":
+            pads = attrs.get("pads") if self.opset < 11 else held[1] if len(held) > 1 else None
+            return pads is not None and all(isinstance(p, int) and p == 0 for p in np.asarray(pads, object).reshape(-1))
+        return kind.shape is not None and kind.shape == result_shape(
+            node.op_type, attrs, self.opset, held, types, self.facts
+        )
 
     def _alias(self, node: NodeProto, operands: list[int]) -> bool:
         """Let the output be another name of the first input, if the node only passes it on."""
@@ -308,18 +451,31 @@ class _Reader:
                 return False  # the output would lose its name
             if node.input[0] in self.output_names:
                 return False
-        self.values[name] = source
+        if not self._named(name, source):
+            return False
         self._claim(name)
+        return True
+
+    def _named(self, name: str, source: int) -> bool:
+        """Let `name` be a name of an earlier node's value, unless what ONNX inferred for it says otherwise."""
+        kind = self.builder.nodes[source].type
+        if isinstance(kind, TensorType):
+            try:
+                self._agree(kind, self._known(name))
+            except NotCore:
+                return False
+        self.values[name] = source
         return True
 
     def _core(self, node: NodeProto, operands: list[int]) -> None:
         kinds = [self.builder.nodes[i].type for i in operands]
         types = [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
-        known = self.types.get(node.output[0])
+        known = self._known(node.output[0])
         site = Site(
             node.op_type, self.opset, {a.name: _attribute(a) for a in node.attribute}, types,
             lambda k: self._value(operands[k]), sum(name in self.readers for name in node.output if name),
-            len(node.output), known,
+            len(node.output), known, lambda k: self._extents(operands, k),
+            frozenset(self.symbols.given),
         )  # fmt: skip
         core = convert(site)
         if any(types[k] is None for k in core.operands) or (site.outputs and not node.output[0] and core.op != "Split"):
@@ -328,16 +484,51 @@ class _Reader:
         kind = infer(core.op, attrs, [kinds[k] for k in core.operands])
         names = tuple(node.output)
         if isinstance(kind, TensorType):
-            if known is not None and not _agree(kind, known):
-                raise NotCore(f"inferred {kind}, but ONNX says {known}")
+            self._agree(kind, known)
+            self._spelled(node, core, operands)
             index = self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names[:1])
             self._bind(names[0], index)
         else:
             for name, item in zip(names, kind.items, strict=True):
-                if name in self.types and not _agree(item, self.types[name]):
-                    raise NotCore(f"inferred {item}, but ONNX says {self.types[name]}")
+                self._agree(item, self._known(name))
+            self._spelled(node, core, operands)
             index = self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names)
             self._project(index, names)
+
+    def _spelled(self, node: NodeProto, core: Core, operands: list[int]) -> None:
+        """Take down how the source spells a core operator, if what it reads besides is constant."""
+        nodes = self.builder.nodes
+        slots: list[int | Weight | None] = []
+        for k, i in enumerate(operands):
+            if k in core.operands:
+                slots.append(core.operands.index(k))
+            elif nodes[i].op == "Absent":
+                slots.append(None)
+            elif self._small(i) is not None:
+                slots.append(self._handle(i))
+            else:
+                return
+        read = [nodes[operands[k]].names[:1] for k in core.operands]
+        self.records.spelled(node, core.op, attributes(**core.attrs), ["".join(names) for names in read], slots)
+
+    def _agree(self, kind: TensorType, known: TensorType | None) -> None:
+        """Compare an inferred type with ONNX's, and learn what ONNX's made-up symbols are."""
+        if known is not None:
+            try:
+                meet(kind, known)
+            except Conflict:
+                raise NotCore(f"inferred {kind}, but ONNX says {known}") from None
+            self.symbols.learn(known, kind)
+
+    def _extents(self, operands: list[int], k: int) -> list[Dimension] | None:
+        """Operand k, flat, if it is a small tensor of extents."""
+        if k >= len(operands):
+            return None
+        held = self._operands([operands[k]])[0][0]
+        return None if held is None else [d if isinstance(d, Polynomial) else int(d) for d in held.reshape(-1)]
+
+    def _no_tensor(self, name: str) -> bool:
+        return any(o.name == name and not o.type.HasField("tensor_type") for o in self.model.graph.output)
 
     def _project(self, index: int, names: tuple[str, ...]) -> None:
         for k, name in enumerate(names):
@@ -348,13 +539,31 @@ class _Reader:
         if name:
             self.values[name] = index
             self._claim(name)
+            kind = self.builder.nodes[index].type
+            if name in self.needed and isinstance(kind, TensorType):
+                self.facts.update(
+                    dict.fromkeys(d for d in kind.shape or () if isinstance(d, Polynomial) and not natural(d))
+                )
+
+    def _refined(self, node: NodeProto, operands: list[int], kind: TensorType) -> TensorType:
+        """An opaque operator's type, its shape from what is known of its operands' extents."""
+        held, types = self._operands(operands)
+        shape = result_shape(node.op_type, _attributes(node), self.opset, held, types, self.facts)
+        if shape is None:
+            return kind
+        found = TensorType(shape, kind.dtype)
+        try:
+            self._agree(found, kind)
+            return meet(found, kind)  # type: ignore[return-value]
+        except NotCore:
+            return kind
 
     def _opaque(self, number: int, node: NodeProto, domain: str, operands: list[int]) -> None:
         proto = NodeProto()
         proto.CopyFrom(node)
         for field in ("name", "doc_string", "input", "output", "metadata_props"):
             proto.ClearField(field)
-        internalise(proto, self.folder)
+        internalise(proto, self.store)
         data = proto.SerializeToString(deterministic=True)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         self.builder.opaques[digest] = data
@@ -363,11 +572,15 @@ class _Reader:
         extra: dict[str, Any] = {}
         if missing := tuple(k for k, name in enumerate(names) if not name):
             extra["missing"] = missing  # which outputs are asked for can change what an operator does
-        if impure(node, domain, self.functions):
+        if impure(node, self.functions):
             extra["unique"] = number
+        elif self.opset < 16 and any(name in self.output_names and self._no_tensor(name) for name in names):
+            extra["unique"] = number  # two outputs of one value take an Identity, which knew only tensors
         attrs = attributes(proto=digest, outputs=len(names), captures=captured, **extra)
         children = [*operands, *(self.values[name] for name in captured)]
-        items = tuple(self.types.get(name, TensorType(None, UNKNOWN)) for name in names)
+        items = tuple(self._known(name) or TensorType(None, UNKNOWN) for name in names)
+        if len(names) == 1 and domain == "" and not captured and node.op_type in SHAPED:
+            items = (self._refined(node, operands, items[0]),)
         kind = items[0] if len(names) == 1 else TupleType(items)
         index = self.builder.add(f"{domain}::{node.op_type}", children, attrs, kind, names)
         if len(names) == 1:
@@ -383,12 +596,12 @@ def _attribute(a: AttributeProto) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _agree(a: TensorType, b: TensorType) -> bool:
-    """Whether two types can be of the same tensor."""
-    if b.dtype not in (a.dtype, UNKNOWN):
-        return False
-    if a.shape is None or b.shape is None:
-        return True
-    return len(a.shape) == len(b.shape) and all(
-        x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape, b.shape, strict=True)
-    )
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes that can be read as plain values or arrays."""
+    found: dict[str, Any] = {}
+    for a in node.attribute:
+        if a.type == AttributeProto.TENSOR:
+            found[a.name] = onnx.numpy_helper.to_array(a.t) if a.t.ByteSize() < 64 * SMALL else None
+        elif not a.ref_attr_name and a.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            found[a.name] = helper.get_attribute_value(a)
+    return found

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..egraph.graph import Graph, Node, TensorType, TupleType, Weight
-from ..errors import UserError
-from .onnx_bodies import names_within, rename, subgraphs
-from .onnx_forms import FORMS, tensor
+from .onnx_bodies import free_names, names_within, rename, rename_own, subgraphs
+from .onnx_forms import FORMS, NotWritable, tensor
+from .onnx_records import Records, Spelling
 from .onnx_tensor import (
+    ExternalTensor,
     OnnxSource,
     StoredTensor,
     Uniform,
+    copy_header,
     dtype_code,
     numpy_dtype,
     stored_weight,
@@ -29,90 +28,27 @@ from .onnx_tensor import (
 DEFAULT_OPSET, DEFAULT_IR = 18, 8
 """Versions of a graph that did not come from an ONNX model."""
 
-EXTERNAL_LIMIT = (1 << 31) - (1 << 26)
-"""Bytes of weights beyond which they go to a data file: protobuf messages end at 2 GiB."""
-
-
-def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Fold constants and write the graph to `path`, through a temporary file in the same folder.
-
-    Weights go to `<path>.data` if they came from external data or exceed 2 GB.
-    Raises `UserError` if the folder does not exist or cannot be written.
-    """
-    target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise UserError(f"{target} cannot be written: " + ("a folder" if target.is_dir() else "no such folder"))
-    from .folding import fold_constants
-
-    folded = fold_constants(graph)
-    external = isinstance(folded.source, OnnxSource) and folded.source.external
-    try:
-        if external or folded.weight_bytes > EXTERNAL_LIMIT:
-            data = target.with_name(target.name + ".data")
-            with _Replacing(data) as stream:
-                model = _Writer(folded, _Externals(stream, data.name)).model()
-                # Both files are complete before either is put in place.
-                with _Replacing(target) as main:
-                    main.write(model.SerializeToString(deterministic=True))
-        else:
-            with _Replacing(target) as main:
-                main.write(_Writer(folded, None).model().SerializeToString(deterministic=True))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
-
 
 def to_onnx(graph: Graph, fold: bool = True) -> ModelProto:
     """The graph as a model that holds its weights; constant expressions are folded unless `fold` is False."""
     from .folding import fold_constants
 
-    return _Writer(fold_constants(graph) if fold else graph, None).model()
+    return Writer(fold_constants(graph) if fold else graph).model()
 
 
-class _Replacing:
-    """A file that appears under its name, complete, when the block ends without an exception."""
+class Sink(Protocol):
+    """Takes the data of weights that shall not be held in the message."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        self.temporary = Path(name)
-        self.stream = os.fdopen(handle, "wb")
-        return self.stream
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.stream.close()
-        if kind is None:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(self.temporary, 0o666 & ~mask)  # mkstemp's files are private
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    def take(self, tensor: TensorProto, weight: Weight) -> bool:
+        """Whether the data of `weight` will be written elsewhere; `tensor`, without data yet, then says where."""
+        ...
 
 
-class _Externals:
-    """Appends tensors to a data file."""
+class Writer:
+    """Writes one graph as a message. `sink` takes the data of large weights; without one the message holds them."""
 
-    def __init__(self, stream: Any, name: str) -> None:
-        self.stream, self.name, self.offset = stream, name, 0
-
-    def put(self, tensor: TensorProto, data: memoryview | bytes) -> None:
-        padding = -self.offset % 4096  # so that readers can map each tensor
-        self.stream.write(b"\0" * padding)
-        self.offset += padding
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        size = len(data)
-        for key, value in (("location", self.name), ("offset", self.offset), ("length", size)):
-            tensor.external_data.add(key=key, value=str(value))
-        self.stream.write(data)
-        self.offset += size
-
-
-class _Writer:
-    def __init__(self, graph: Graph, externals: _Externals | None) -> None:
-        self.graph, self.externals = graph, externals
+    def __init__(self, graph: Graph, sink: Sink | None = None) -> None:
+        self.graph, self.sink = graph, sink
         self.source = graph.source if isinstance(graph.source, OnnxSource) else None
         self.out = ModelProto()
         if self.source:
@@ -121,6 +57,7 @@ class _Writer:
             self.out.ir_version = DEFAULT_IR
             self.out.producer_name = "xrlflow"
             self.out.graph.name = "graph"
+        self.records = (self.source.records if self.source else None) or Records()
         imports = [o for o in self.out.opset_import if o.domain in ("", "ai.onnx")]
         if not imports:
             self.out.opset_import.add(domain="", version=DEFAULT_OPSET)
@@ -129,6 +66,14 @@ class _Writer:
         self.live = graph.live
         self.protos = {i: self._proto(graph.nodes[i]) for i in self.live if graph.nodes[i].opaque}
         self.constants: dict[bytes, str] = {}
+        self.computed: dict[str, str] = {}
+        self.reserved: dict[str, Weight] = {}
+        """Constants that the source's spelling of an operator needs, by the name they get."""
+        self.spelled: dict[int, Spelling] = {}
+        self.origin: dict[str, str] = {}
+        """The source's name of values that have another one now."""
+        self.defined: set[str] = set()
+        self.node_names = {n.name for n in self.records.nodes.values()}
         self.serial = 0
         self._name_values()
 
@@ -138,14 +83,16 @@ class _Writer:
     # Names
 
     def _name_values(self) -> None:
-        """Give every live value its name: the source's where that is free, else one made from the operator."""
+        """Give every live value its name: the source's where it has one, else one made from the operator.
+
+        Names that values of the source bear, in bodies too, are given to nothing else.
+        """
         graph, nodes = self.graph, self.graph.nodes
-        self.used = {*graph.input_names, *graph.output_names}
+        taken = {*graph.input_names, *graph.output_names, *(self.source.defaults if self.source else ())}
+        self.used = set(taken)
         for proto in self.protos.values():
             for body in subgraphs(proto):
                 self.used.update(names_within(body))
-        if self.source:
-            self.used.update(self.source.defaults)
         self.names: dict[int, str] = {}
         self.copies: list[tuple[int, str]] = []
         """Outputs that need an Identity: a value that has another name already."""
@@ -167,11 +114,62 @@ class _Writer:
                 self.names[i] = ""
             elif node.op == "Get":
                 parts[node.inputs[0], node.attrs["index"]] = i
-            if i not in self.names and isinstance(node.type, TensorType):
-                wanted = node.names[0] if node.names else ""
-                generated = f"{_short(node.op)}_{i}"
-                self.names[i] = self.free(wanted, wanted or generated if node.op == "Weight" else generated)
+            wanted = node.names[0] if node.names else ""
+            if i in self.names:
+                self.origin[self.names[i]] = wanted or self.names[i]
+            elif wanted and wanted not in taken and isinstance(node.type, TensorType):
+                self.names[i] = wanted
+                taken.add(wanted)
         self.parts = parts
+        self.used |= taken
+        for i in self.live:
+            node = nodes[i]
+            if i not in self.names and isinstance(node.type, TensorType):
+                wanted = node.names[0] if node.names and node.op == "Weight" else ""
+                self.names[i] = self.free("", wanted or f"{_short(node.op)}_{i}")
+                self.origin[self.names[i]] = node.names[0] if node.names else self.names[i]
+        self.kept = set(taken)
+        """Names that values have from the source."""
+        self._spell(taken)
+        self.used |= taken
+
+    def _spell(self, taken: set[str]) -> None:
+        """Find the operators that can be written as the source spelled them, and name the constants this takes."""
+        nodes = self.graph.nodes
+        self.present = {str(nodes[i].attrs["digest"]): self.names[i] for i in self.live if nodes[i].op == "Weight"}
+        for i in self.live:
+            node = nodes[i]
+            spelling = self.records.spellings.get(node.names[0]) if node.names and not node.opaque else None
+            if spelling is None or not spelling.spells(node, [self._source_name(k) for k in node.inputs]):
+                continue
+            self.spelled[i] = spelling
+            for weight in spelling.slots:
+                if isinstance(weight, Weight):
+                    self._reserve(weight, taken)
+        for i in self.live:
+            shape = self.records.shapes.get(str(nodes[i].attrs["digest"])) if nodes[i].op == "Weight" else None
+            if shape is not None and isinstance(self._stored(i).load, Uniform):
+                self._reserve(shape, taken)
+
+    def _reserve(self, weight: Weight, taken: set[str]) -> None:
+        """Name a constant that will be written beside the graph's weights, as in the source where that is possible."""
+        if weight.digest in self.present:
+            return
+        name = weight.name
+        if name and name not in taken:
+            self.kept.add(name)
+        else:
+            name = self.free("", name or "constant")
+        taken.add(name)
+        self.present[weight.digest] = name
+        self.reserved[name] = weight
+
+    def _stored(self, i: int) -> Weight:
+        return self.graph.weights[str(self.graph.nodes[i].attrs["digest"])]
+
+    def _source_name(self, i: int) -> str:
+        names = self.graph.nodes[i].names
+        return names[0] if names else ""
 
     def free(self, wanted: str, generated: str) -> str:
         """`wanted`, or `generated` with a number if that is taken."""
@@ -190,12 +188,21 @@ class _Writer:
     def constant(self, value: Sequence[int] | np.ndarray, hint: str) -> str:
         """Name of an initializer with this content, made when first asked for; lists are int64."""
         array = value if isinstance(value, np.ndarray) else np.array(value, np.int64)
-        key = f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        key = _content(array)
         if key not in self.constants:
             text = "x".join(map(str, array.reshape(-1)[:8].tolist()))
             self.constants[key] = self.free(f"{hint}_{text}" if text else hint, hint)
             self._initializer(numpy_helper.from_array(array, self.constants[key]))
         return self.constants[key]
+
+    def _written(self, weight: Weight) -> str:
+        """Name of a weight, or of a constant that the source's spelling needs; written when first asked for."""
+        name = self.present[weight.digest]
+        if self.reserved.pop(name, None) is not None:
+            self._weight(weight, name)
+            if weight.value is not None:
+                self.constants.setdefault(_content(weight.value), name)
+        return name
 
     def _initializer(self, tensor: TensorProto) -> None:
         if self.out.ir_version < 4 and tensor.name not in self.declared:
@@ -209,37 +216,64 @@ class _Writer:
 
     def _weight(self, weight: Weight, name: str) -> None:
         load = weight.load
+        sparse = self.records.sparse.get(weight.digest)
+        if sparse is not None and sparse.values.name == name:
+            self.out.graph.sparse_initializer.append(sparse)
+            return
         if isinstance(load, Uniform) and self.opset >= 9:
             value = numpy_helper.from_array(load.value.reshape(1))
-            self.emit("ConstantOfShape", [self.constant(load.shape, "shape")], [name], value=value)
+            shape = self.records.shapes.get(weight.digest)
+            extents = self.constant(load.shape, "shape") if shape is None else self._written(shape)
+            self.emit("ConstantOfShape", [extents], [name], value=value)
             return
-        if isinstance(load, StoredTensor) and not self.externals:
+        self._initializer(self._tensor(weight, name))
+
+    def _tensor(self, weight: Weight, name: str) -> TensorProto:
+        """The tensor of that name, without data if the sink took them."""
+        load, dtype = weight.load, weight.type.dtype
+        resident = self.out.ir_version < 4 and name not in self.declared  # it is written as a Constant
+        if self.sink is not None and not resident:
+            tensor = TensorProto()
+            if isinstance(load, (StoredTensor, ExternalTensor)):
+                copy_header(load.proto, tensor)
+            else:
+                tensor.data_type = dtype_code(dtype)
+                tensor.dims.extend(weight.type.shape or ())
+            tensor.name = name
+            if self.sink.take(tensor, weight):
+                return tensor
+        if isinstance(load, StoredTensor):
             tensor = TensorProto()
             tensor.CopyFrom(load.proto)
-            tensor.name = name
-            self._initializer(tensor)
-            return
-        array = np.asarray(load(), order="C")
-        if self.externals and array.nbytes >= 1024 and array.dtype.kind in "fiubc":
-            shape = tuple(weight.type.shape or ())
-            tensor = TensorProto(name=name, data_type=dtype_code(weight.type.dtype), dims=[int(d) for d in shape])
-            self.externals.put(tensor, array.reshape(-1).view(np.uint8).data)
+        elif isinstance(load, ExternalTensor):
+            tensor = TensorProto()
+            tensor.CopyFrom(load.proto)
+            tensor.raw_data = b"".join(load.chunks())
         else:
-            if str(array.dtype) != weight.type.dtype and array.dtype.kind in "iu":
-                array = array.view(numpy_dtype(weight.type.dtype))  # bits of a type that numpy lacks
+            array = np.asarray(load(), order="C")
+            if str(array.dtype) != dtype and array.dtype.kind in "iu":
+                array = array.view(numpy_dtype(dtype))  # bits of a type that numpy lacks
             tensor = numpy_helper.from_array(array, name)
-        self._initializer(tensor)
+        tensor.name = name
+        return tensor
 
     # The model
 
     def model(self) -> ModelProto:
         graph, nodes = self.graph, self.graph.nodes
-        present = {self.names[i] for i in self.live if nodes[i].op == "Weight"}
-        self.declared = {i.name for i in self.out.graph.input} & present
+        weights = set(self.present.values())
+        self.declared = {i.name for i in self.out.graph.input} & weights
+        self.leaves = {*graph.input_names, *weights}
+        self.reserved.update((self.names[i], self._stored(i)) for i in self.live if nodes[i].op == "Weight")
         self._interface()
+        order = self.records.order
+        for weight in sorted(
+            (w for n, w in self.reserved.items() if n in order), key=lambda w: order[self.present[w.digest]]
+        ):
+            self._written(weight)
         for i in self.live:
             if nodes[i].op == "Weight":
-                self._weight(graph.weights[str(nodes[i].attrs["digest"])], self.names[i])
+                self._written(self._stored(i))
         for i in self.live:
             node = nodes[i]
             if node.op in ("Input", "Weight", "Absent", "Get"):
@@ -247,10 +281,13 @@ class _Writer:
             operands = [self.names[k] for k in node.inputs]
             if node.opaque:
                 self._opaque(node, self.protos[i], operands, self._outputs(i))
+            elif i in self.spelled:
+                self._as_spelled(node, self.spelled[i], operands, self._outputs(i))
             else:
                 FORMS[node.op](self, node, operands, self._outputs(i))
         for index, name in self.copies:
             self.emit("Identity", [self.names[index]], [name])
+        self._describe()
         return self.out
 
     def _outputs(self, i: int) -> list[str]:
@@ -267,6 +304,8 @@ class _Writer:
                 names.append("")
             else:
                 own = node.names[k] if k < len(node.names) else ""
+                if own and own not in self.used:
+                    self.kept.add(own)
                 names.append(self.free(own, f"{_short(node.op)}_{i}_{k}"))
         return names
 
@@ -275,6 +314,7 @@ class _Writer:
         graph, out = self.graph, self.out.graph
         inputs = {i.name: _copied(i) for i in out.input}
         outputs = {o.name: _copied(o) for o in out.output}
+        listed = [o.name for o in out.output]
         kinds = {str(n.attrs["name"]): n.type for n in graph.nodes if n.op == "Input"}
         wanted = set(graph.input_names)
         order = [n for n in inputs if n in wanted or (self.out.ir_version < 4 and n in self.declared)]
@@ -283,18 +323,53 @@ class _Writer:
         for name in order:
             kind = kinds.get(name)
             out.input.append(inputs[name] if name in inputs else value_info(name, tensor(kind)))
-        for index, name in zip(graph.outputs, graph.output_names, strict=True):
-            out.output.append(outputs[name] if name in outputs else value_info(name, tensor(graph.nodes[index].type)))
+        made = dict(zip(graph.output_names, graph.outputs, strict=True))
+        for name in listed if set(listed) == made.keys() else graph.output_names:  # one may be listed twice
+            kind = graph.nodes[made[name]].type
+            out.output.append(outputs[name] if name in outputs else value_info(name, tensor(kind)))
         for name, default in (self.source.defaults if self.source else {}).items():
             if name in wanted:
-                out.initializer.append(self._resident(default))
+                stored = stored_weight(default, name, self.source.store if self.source else None)
+                out.initializer.append(self._tensor(stored, name))
+
+    def _describe(self) -> None:
+        """Value infos and annotations of the values that are still there, as the source has them."""
+        graph, out = self.graph, self.out.graph
+        kinds = {name: graph.nodes[i].type for i, name in self.names.items()}
+        weights = {t.name for t in out.initializer} | {s.values.name for s in out.sparse_initializer}
+        made = {name for node in out.node for name in node.output} | weights | {i.name for i in out.input}
+        for name in self.records.infos:
+            kind = kinds.get(name)
+            info = self.records.info(name, kind if isinstance(kind, TensorType) else None)
+            if info is not None and name in made and name in self.kept:
+                out.value_info.append(info)
         for i in self.live:
             node = graph.nodes[i]
             if node.opaque and not node.op.startswith("::"):  # ONNX cannot infer the types of other domains
                 kinds_out = node.type.items if isinstance(node.type, TupleType) else (node.type,)
                 for name, kind in zip(self._outputs_if_named(i), kinds_out, strict=True):
-                    if name and kind.dtype != "undefined" and name not in graph.output_names:
+                    known = name in graph.output_names or name in self.records.infos
+                    if name and kind.dtype != "undefined" and not known:
                         out.value_info.append(value_info(name, kind))
+        for annotation in self.records.annotations:
+            named = {p.value for p in annotation.quant_parameter_tensor_names}
+            if annotation.tensor_name in made and named <= made | self.records.parameters.keys():
+                out.quantization_annotation.append(annotation)
+                for name in sorted(named - made):
+                    out.initializer.append(self.records.parameters[name])
+                    made.add(name)
+        for info in self.out.training_info:
+            self._check_training(info, made)
+
+    @staticmethod
+    def _check_training(info: onnx.TrainingInfoProto, made: set[str]) -> None:
+        """Refuse to write training information that would refer to values that are gone."""
+        inner = names_within(info.algorithm) | names_within(info.initialization)
+        bindings = (*info.initialization_binding, *info.update_binding)
+        named = [name for b in bindings for name in (b.key, b.value) if name not in inner]
+        for name in (*named, *free_names(info.algorithm), *free_names(info.initialization)):
+            if name not in made:
+                raise NotWritable(f"the training information refers to {name!r}, which would be gone")
 
     def _outputs_if_named(self, i: int) -> list[str]:
         node = self.graph.nodes[i]
@@ -303,29 +378,52 @@ class _Writer:
         found = [self.parts.get((i, k)) for k in range(len(node.type.items))]
         return ["" if part is None else self.names[part] for part in found]
 
-    def _resident(self, tensor: TensorProto) -> TensorProto:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            return tensor
-        folder = self.source.path.parent if self.source and self.source.path else None
-        array = stored_weight(tensor, tensor.name, folder).load()
-        return numpy_helper.from_array(np.asarray(array, order="C"), tensor.name)
-
     def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
-        self.nodes.append(helper.make_node(op, list(inputs), list(outputs), f"{op}_{self.serial}", **attrs))
-        self.serial += 1
+        names = list(outputs)
+        self._add(helper.make_node(op, list(inputs), names, **attrs), self.origin.get(names[0], names[0]))
+
+    def _add(self, node: NodeProto, first: str) -> None:
+        """Write a node, under the name it had if it is the source's node of the value `first`."""
+        if not self.records.document(node, first):
+            node.name = ""
+            while not node.name or node.name in self.node_names:
+                node.name = f"{node.op_type}_{self.serial}"
+                self.serial += 1
+            self.node_names.add(node.name)
+        self.defined.update(node.output)
+        self.nodes.append(node)
+
+    def _as_spelled(self, node: Node, spelling: Spelling, operands: list[str], outputs: list[str]) -> None:
+        """Write a core operator as the source had it."""
+        proto = NodeProto()
+        proto.CopyFrom(spelling.node)
+        written = {self._source_name(k): name for k, name in zip(node.inputs, operands, strict=True)}
+        for slot in spelling.slots:
+            if isinstance(slot, int):
+                proto.input.append(written[spelling.operands[slot]])
+            else:
+                proto.input.append("" if slot is None else self._written(slot))
+        proto.output.extend(outputs)
+        self._add(proto, node.names[0])
 
     def _opaque(self, node: Node, proto: NodeProto, operands: list[str], outputs: list[str]) -> None:
         captures = node.attrs.get("captures", ())
         regular, captured = operands[: len(operands) - len(captures)], operands[len(operands) - len(captures) :]
         proto.input.extend(regular)
         proto.output.extend(outputs)
-        proto.name = f"{proto.op_type}_{self.serial}"
-        self.serial += 1
         renamed = {old: new for old, new in zip(captures, captured, strict=True) if old != new}
-        if renamed:
-            for body in subgraphs(proto):
+        for body in subgraphs(proto):
+            # in another order of nodes a name of the body may be visible from outside already: not allowed
+            clashes = sorted(name for name in names_within(body) if name in self.defined or name in self.leaves)
+            if clashes:
+                rename_own(body, {name: self.free("", name) for name in clashes})
+            if renamed:
                 rename(body, renamed)
-        self.nodes.append(proto)
+        self._add(proto, next(filter(None, node.names), ""))
+
+
+def _content(array: np.ndarray) -> bytes:
+    return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 
 
 def _short(op: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UserError
 from .tvm_module import InputSpec, input_specs, read_model, timing_inputs
 
 if TYPE_CHECKING:
@@ -28,12 +30,42 @@ def runtime() -> Any:
     return onnxruntime
 
 
+def session_options(
+    threads: int = 1, optimise: bool = False, custom_ops: Sequence[str] = (), mapped: bool = False
+) -> Any:
+    """Options of a session: threads of one operator (operators run one after another), all optimisations or none.
+
+    custom_ops: shared libraries of operators. mapped: leave weights where they are, memory-mapped if they are external
+    data; else kernels keep copies that are laid out for speed. Raises `UserError` for a library that is missing or
+    cannot be loaded.
+    """
+    ort = runtime()
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    for library in custom_ops:
+        if not os.path.isfile(library):
+            raise UserError(f"custom operator library {library}: there is no such file")
+        try:
+            options.register_custom_ops_library(os.path.abspath(library))
+        except Exception as error:  # noqa: BLE001  (the runtime has no type of its own for it)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"custom operator library {library} cannot be loaded: {reason}") from None
+    return options
+
+
 class Session:
     """An ONNX Runtime session on the CPU provider.
 
     model: a proto, its bytes or a path (needed for weights in external files).
     threads: of one operator; operators run one after another.
     symbols: extents of named dimensions for `specs`; the others are 1.
+    custom_ops: shared libraries of operators.
     """
 
     def __init__(
@@ -41,15 +73,13 @@ class Session:
         model: onnx.ModelProto | bytes | str | os.PathLike[str],
         threads: int = 1,
         symbols: Mapping[str, int] | None = None,
+        custom_ops: Sequence[str] = (),
     ) -> None:
         import onnx
 
         ort = runtime()
         start = time.perf_counter()
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        options = session_options(threads, True, custom_ops)
         # Idle threads that spin would disturb whoever shares the processor, the other side of a comparison included.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         if isinstance(model, (str, os.PathLike)):
@@ -79,7 +109,7 @@ class Session:
         return out
 
 
-def optimised_digest(path: str, threads: int = 1) -> str:
+def optimised_digest(path: str, threads: int = 1, custom_ops: Sequence[str] = ()) -> str:
     """Digest of the graph that ONNX Runtime runs after its optimisations, the names of values left out.
 
     Two models with equal digests run the same operators on the same constants in the same order.
@@ -89,19 +119,25 @@ def optimised_digest(path: str, threads: int = 1) -> str:
 
     import onnx
 
+    from .onnx_files import RESIDENT, locations, stored_bytes
+    from .onnx_storage import read
+    from .onnx_tensor import stored_weight
+
     ort = runtime()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
+    options = session_options(threads, True, custom_ops)
     with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
+        file = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(file)
+        if locations(Path(path)) or stored_bytes(Path(path)) > RESIDENT:  # messages end at 2 GiB
+            entry = "session.optimized_model_external_initializers"
+            options.add_session_config_entry(f"{entry}_file_name", "optimised.data")
+            options.add_session_config_entry(f"{entry}_min_size_in_bytes", "65536")
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        model = onnx.load(options.optimized_model_filepath)
-    graph, digest = model.graph, hashlib.blake2b(digest_size=16)
-    names: dict[str, str] = {"": ""}
-    for tensor in graph.initializer:
-        name, tensor.name = tensor.name, ""
-        names[name] = hashlib.blake2b(tensor.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+        data, store = read(file)
+        graph, digest = onnx.load_model_from_string(data).graph, hashlib.blake2b(digest_size=16)
+        names: dict[str, str] = {"": ""}
+        for tensor in graph.initializer:
+            names[tensor.name] = stored_weight(tensor, tensor.name, store).digest
     for k, value in enumerate(graph.input):
         names.setdefault(value.name, f"input {k}")
     for k, node in enumerate(graph.node):

@@ -129,6 +129,8 @@ def input_specs(model: onnx.ModelProto, symbols: Mapping[str, int] | None = None
     """The inputs that a caller feeds (initialisers are none), symbolic extents replaced by `symbols` or 1."""
     from onnx import helper
 
+    from .onnx_tensor import ANONYMOUS, anonymous
+
     constant = {i.name for i in model.graph.initializer} | {i.values.name for i in model.graph.sparse_initializer}
     specs = []
     for value in model.graph.input:
@@ -136,7 +138,10 @@ def input_specs(model: onnx.ModelProto, symbols: Mapping[str, int] | None = None
             continue
         tensor = value.type.tensor_type
         shape = tuple(
-            d.dim_value if d.HasField("dim_value") else (symbols or {}).get(d.dim_param, 1) for d in tensor.shape.dim
+            d.dim_value
+            if d.HasField("dim_value")
+            else (symbols or {}).get(anonymous(value.name, axis) if d.dim_param in ANONYMOUS else d.dim_param, 1)
+            for axis, d in enumerate(tensor.shape.dim)
         )
         specs.append(InputSpec(value.name, shape, str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))))
     return specs

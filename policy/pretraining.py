@@ -112,7 +112,7 @@ class _Net:
     def shape(self, x: int) -> tuple[int, ...]:
         kind = self.g.nodes[x].type
         assert isinstance(kind, TensorType) and kind.shape is not None
-        return tuple(int(d) for d in kind.shape)
+        return tuple(d for d in kind.shape if isinstance(d, int))
 
     def activation(self, x: int) -> int:
         return self.g.op(str(self.rng.choice(["Relu", "Relu", "Tanh", "Sigmoid"])), x)

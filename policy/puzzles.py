@@ -121,7 +121,9 @@ def puzzle(rng: np.random.Generator, blocks: int = 6) -> SearchSpace:
             joins.append((joined, outs))
             total = g.nodes[joined].type
             assert isinstance(total, TensorType) and total.shape is not None
-            y = g.op("MatMul", joined, weight(int(total.shape[1]), width))
+            extent = total.shape[1]
+            assert isinstance(extent, int)
+            y = g.op("MatMul", joined, weight(extent, width))
         elif kind == 2:  # a low-rank pair
             w1, w2 = weight(width, ranks[number if not tall else 0]), weight(ranks[number if not tall else 0], width)
             y = g.op("MatMul", g.op("MatMul", x, w1), w2)

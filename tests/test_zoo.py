@@ -10,8 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 
+import xrlflow
 from xrlflow import zoo
 from xrlflow.errors import UserError
+from xrlflow.lowering import fold_constants, load, to_onnx
 from xrlflow.zoo.__main__ import main
 
 TINY = [name for name in zoo.MODELS if name.endswith("-tiny")]
@@ -196,3 +198,17 @@ def test_import_is_light() -> None:
     heavy = ("onnx", "onnxruntime", "torch", "tvm", "egglog")
     code = f"import sys, xrlflow.zoo; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_selection_costs_what_the_written_model_costs(name):
+    from xrlflow.cost.base import bind, graph_cost
+    from xrlflow.cost.roofline import roofline
+
+    space = xrlflow.saturate(load(zoo.build(name)))
+    cost = bind(roofline("epyc-1t"), space)
+    for method in ("climb", "greedy", "random"):
+        found = xrlflow.extract(space, method, cost=cost, steps=60, seconds=None)
+        graph = space.to_graph(found.selection)
+        for written in (graph, fold_constants(graph), load(to_onnx(graph))):
+            assert graph_cost(space, cost, written) == pytest.approx(found.cost, rel=1e-12)

@@ -6,6 +6,7 @@ from .language import C, Guard, Rule, T, W
 
 _SAME_SHAPE = "the result must keep the operand's shape"
 _CONSTANTS = "c and d must be constants, so that their combination folds; free associativity explodes"
+_NEUTRAL = "x + 0 and x·1 are in the class of x, so neutral constants would be brought together without end"
 
 RULES = [
     Rule(
@@ -18,7 +19,13 @@ RULES = [
                 _CONSTANTS,
                 kind="growth",
                 counter={"x": T(2, 3), "c": T(2, 3), "d": T(3)},
-            )
+            ),
+            Guard(
+                "not (c.all_equal(0.0) or d.all_equal(0.0))",
+                _NEUTRAL,
+                kind="growth",
+                counter={"x": T(2, 3), "c": W(3), "d": C(0.0)},
+            ),
         ],
         examples=[{"x": T(2, 3), "c": W(3), "d": W(2, 1)}, {"x": T(5), "c": W(5), "d": C(0.5)}],
     ),
@@ -32,7 +39,13 @@ RULES = [
                 _CONSTANTS,
                 kind="growth",
                 counter={"x": T(2, 3), "c": T(2, 3), "d": T(3)},
-            )
+            ),
+            Guard(
+                "not (c.all_equal(1.0) or d.all_equal(1.0))",
+                _NEUTRAL,
+                kind="growth",
+                counter={"x": T(2, 3), "c": W(3), "d": C(1.0)},
+            ),
         ],
         tag="range",
         examples=[{"x": T(2, 3), "c": W(3), "d": W(2, 1)}, {"x": T(5), "c": C(0.25), "d": C(3.0)}],

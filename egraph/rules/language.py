@@ -236,8 +236,13 @@ def composed(p: tuple[int, ...], q: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(p[i] for i in q)
 
 
+def one(extent: Any) -> bool:
+    """Whether an extent is 1 for every binding. Unlike `extent == 1`, which an undecided extent makes a refusal."""
+    return isinstance(extent, int) and extent == 1
+
+
 HELPERS: dict[str, Any] = {
-    "prod": prod, "np": np, "swapped": swapped, "composed": composed,
+    "prod": prod, "np": np, "swapped": swapped, "composed": composed, "one": one,
     "__builtins__": {
         f.__name__: f
         for f in (abs, all, any, dict, enumerate, float, int, len, list, max, min, range, sorted, sum, tuple, zip)

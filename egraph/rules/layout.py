@@ -57,7 +57,11 @@ RULES = [
         "reshape-reshape",
         "Reshape(Reshape(x, shape=m), shape=n)",
         "Reshape(x, shape=n)",
-        examples=[{"x": T(2, 6), "m": (3, 4), "n": (12, 1)}, {"x": T(4, 3), "m": (12,), "n": (4, 3)}],
+        examples=[
+            {"x": T(2, 6), "m": (3, 4), "n": (12, 1)},
+            {"x": T(4, 3), "m": (12,), "n": (4, 3)},
+            {"x": T(5, 6), "m": (5, 2, 3), "n": (5, 3, 2)},
+        ],
     ),
     Rule(
         "reshape-identity",
@@ -74,7 +78,7 @@ RULES = [
         "Reshape(x, shape=[x.shape[i] for i in p])",
         where=[
             Guard(
-                "[i for i in p if x.shape[i] != 1] == sorted(i for i in p if x.shape[i] != 1)",
+                "[i for i in p if not one(x.shape[i])] == sorted(i for i in p if not one(x.shape[i]))",
                 "only axes of extent 1 may move, else elements change their order",
                 counter={"x": T(1, 3, 3), "p": (0, 2, 1)},
             )

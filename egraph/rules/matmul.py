@@ -48,6 +48,12 @@ y1 = m[0]; y2 = m[1]
                 counter={"t": T(3, 5), "k": 1, "n": (2, 3), "b": T(2), "c": T(3)},
             ),
             Guard(
+                "not (b.all_equal(0.0) and c.all_equal(0.0))",
+                "addends that are all zero vanish",
+                kind="growth",
+                counter={"t": T(3, 5), "k": 1, "n": (2, 3), "b": C([0.0, 0.0]), "c": C([0.0, 0.0, 0.0])},
+            ),
+            Guard(
                 "len(n) == 2",
                 "every part needs its own addend",
                 counter={"t": T(2, 5), "k": 1, "n": (2, 2, 1), "b": W(2), "c": W(2)},
@@ -75,6 +81,12 @@ y1 = m[0]; y2 = m[1]
                 "the addends must be constants, so that their concatenation folds",
                 kind="growth",
                 counter={"t": T(3, 6), "k": 1, "n": (2, 3, 1), "b": T(2), "c": T(3), "d": T(1)},
+            ),
+            Guard(
+                "not (b.all_equal(0.0) and c.all_equal(0.0) and d.all_equal(0.0))",
+                "addends that are all zero vanish",
+                kind="growth",
+                counter={"t": T(3, 4), "k": 1, "n": (1, 2, 1), "b": C([0.0]), "c": C([0.0, 0.0]), "d": C([0.0])},
             ),
             Guard(
                 "len(n) == 3",
