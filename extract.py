@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from .lowering.onnx_files import check_apart
-    from .pipeline import Options, Run
+    from .options import Options
+    from .pipeline import Run
     from .result import check_writable
 
     for path in (args.output, args.json):

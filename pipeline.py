@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .account import substitutions
 from .egraph.graph import Graph
 from .errors import UserError
+from .judging import Judge
+from .options import Options
 from .progress import Progress
 from .result import Result
 
@@ -29,74 +27,8 @@ if TYPE_CHECKING:
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
 
-METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "random", "original")
-EXTRACTORS = ("climb", "tree")
-
-SEARCHABLE = 1e9
-"""Bytes of weights up to which a guilty rule is looked for: every weight is held in float64 then."""
-
 # Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest.
 SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1, "verify": 0.2}
-
-
-@dataclass
-class Options:
-    """What a run may be told.
-
-    method: how to choose; "auto" tries climbing and the policy and keeps the cheaper result.
-    extractor: what "saturation" extracts with.
-    target: llvm, cuda, onnxruntime or roofline:DEVICE; None takes cuda where a GPU is found, else llvm.
-    cost: "kernels" (measured) or roofline:DEVICE; None measures kernels unless the target is a roofline.
-    budget: seconds for everything. max_steps: cost evaluations of an extractor; with a roofline target and this set,
-    no decision depends on time and the result's bytes only on input, seed, flags and version.
-    trials: schedules tried for each kernel that TVM tunes.
-    shape: extents that specialise symbolic dimensions, as `load` takes them. at: points to measure a dynamic model at,
-    each a binding of symbols or text as `--at` takes it; the result is slower at none of them.
-    inputs: an .npz file or a mapping of arrays, one for each of the model's inputs: verified and measured on them too.
-    custom_ops: shared libraries of operators for ONNX Runtime.
-    opset: convert the model to this opset first; the result has it, too, where the original is returned.
-    """
-
-    method: str = "auto"
-    extractor: str = "climb"
-    target: str | None = None
-    cost: str | None = None
-    budget: float = 120.0
-    max_steps: int | None = None
-    max_enodes: int = 50_000
-    max_weight_growth: float = 1.05
-    rules: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
-    threads: int = 1
-    trials: int = 4
-    policy: str | None = None
-    seed: int = 0
-    verify: bool = True
-    inputs: str | os.PathLike[str] | Mapping[str, Any] | None = None
-    custom_ops: tuple[str, ...] = ()
-    opset: int | None = None
-    shape: Any = ()
-    at: Sequence[str | Mapping[str, int]] = ()
-
-    def check(self) -> None:
-        """Raises `UserError` for a value that makes no sense."""
-        if self.method not in METHODS:
-            raise UserError(f"unknown method {self.method!r}: give one of {', '.join(METHODS)}")
-        if self.extractor not in EXTRACTORS:
-            raise UserError(f"unknown extractor {self.extractor!r}: give one of {', '.join(EXTRACTORS)}")
-        for name, least in (
-            ("budget", 1e-9),
-            ("max_enodes", 1),
-            ("max_weight_growth", 1.0),
-            ("threads", 1),
-            ("trials", 0),
-        ):
-            if not getattr(self, name) >= least:  # also refuses NaN
-                raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max-steps must be at least 1, not {self.max_steps}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative, not {self.seed}")
 
 
 def optimize(
@@ -293,7 +225,7 @@ class Run:
                 continue
             seen.add(found.selection)
             with tempfile.TemporaryDirectory(prefix="xrlflow-") as folder:
-                self.judge(graph, found, result, Path(folder))
+                Judge(self).decide(graph, found, result, Path(folder))
             entry["outcome"] = result.outcome
 
     def saturate(self, graph: Graph) -> SearchSpace:
@@ -347,183 +279,3 @@ class Run:
             self.notes.extend(extraction.extras.get("warnings", ()))
             found.append(extraction)
         return sorted(found, key=lambda e: e.cost)
-
-    def judge(self, graph: Graph, found: Extraction, result: Result, folder: Path) -> None:
-        """Verify and confirm what an extractor chose; it replaces the original only if both say so.
-
-        folder: an empty one for models that are too large to be held in memory.
-        """
-        from .cost.base import graph_cost
-        from .lowering.onnx_forms import NotWritable
-
-        space, cost = result.space, result.cost
-        assert space is not None and cost is not None
-        before = float(cost.prices[space.baseline].sum())
-        # the account speaks of one program only, so nothing of one judged before may stay
-        result.verification = result.verdict = None
-        result.predicted, result.extraction = (before, found.cost), found
-        result.substitutions = substitutions(space, found.selection, cost)
-        if not result.substitutions or found.cost > before * (1 - 1e-9):
-            result.stop(f"{found.extractor} found nothing cheaper")
-            result.substitutions = []
-            return
-        with self.stage("lower", "writing the candidate"):
-            optimized = space.to_graph(found.selection)
-            exported = graph_cost(space, cost, optimized)
-            if not math.isclose(exported, found.cost, rel_tol=1e-9):
-                result.stop(
-                    f"the graph to be written costs {exported:.6g} ms, the selection {found.cost:.6g}: please report "
-                    "this; the original is returned"
-                )
-                return
-            if grown(graph, optimized) > self.options.max_weight_growth:
-                result.stop("the candidate's weights would grow beyond --max-weight-growth: the original is returned")
-                return
-            try:
-                model = runnable(optimized, folder / "candidate.onnx")
-            except NotWritable as error:
-                result.stop(f"the candidate cannot be written in the model's opset ({error}): the original is returned")
-                return
-        altered = isinstance(self.source, Graph) or getattr(graph.source, "altered", False)
-        original = runnable(graph, folder / "original.onnx") if altered else self.source
-        if not self.verified(original, model, found, result):
-            return
-        if self.target.measured:
-            result.verdict = self.confirmed(original, model, result)
-            if result.verdict.verdict != "faster" or not result.verdict.judge:
-                why = result.verdict.verdict if result.verdict.judge else "not a judge"
-                result.stop(f"not measured faster ({why}): the original is returned")
-                return
-        result.accept(optimized, None if isinstance(model, Path) else model)
-
-    def confirmed(self, original: Any, model: Any, result: Result) -> Verdict:
-        """The verdict over all measuring points: faster at one of them at least, and slower at none."""
-        points = self.points
-        ran = [dict(b) for b in result.verification.bindings] if result.verification is not None else []
-        if not self.options.at and self.given is None and points[0] and ran and points[0] not in ran:
-            points = [max(ran, key=lambda b: math.prod(b.values()))]
-            at = ", ".join(f"{name}={extent}" for name, extent in points[0].items())
-            self.notes.append(f"measured at {at}: the original does not run at the usual extents (--at chooses)")
-        result.points = []
-        for k, binding in enumerate(points):
-            verdict = self.confirm(binding, original, model, self.left() / (len(points) - k))
-            result.points.append((binding, verdict))
-            if verdict.verdict == "slower" or not verdict.judge:
-                return verdict
-        return min((v for _, v in result.points), key=lambda v: (v.verdict != "faster", v.speedup))
-
-    def confirm(self, binding: dict[str, int], original: Any, model: Any, seconds: float) -> Verdict:
-        """Measure the candidate against the original at one point, unless these two were measured before."""
-        from .cost.confirm import confirm
-
-        pair = hashlib.sha256(f"{self.target.fingerprint()} {self.options.trials} {sorted(binding.items())}".encode())
-        for side in (original, model):  # by content: two models may bear one name
-            pair.update(content_of(side))
-        for name, array in (self.given or {}).items():
-            pair.update(f"{name} {array.dtype}{array.shape}".encode())
-            pair.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
-        if pair.hexdigest() not in self.verdicts:
-            with self.stage("measure", "confirming against the original"):
-                self.verdicts[pair.hexdigest()] = confirm(
-                    original,
-                    model,
-                    self.target,
-                    seconds=max(10.0, seconds),
-                    trials=self.options.trials,
-                    inputs=self.given,
-                    symbols=binding,
-                    seed=self.options.seed,
-                    progress=self.progress.say,
-                )
-        return self.verdicts[pair.hexdigest()]
-
-    def verified(self, original: Any, model: Any, found: Extraction, result: Result) -> bool:
-        from .lowering.check import guilty_rules
-        from .lowering.verification import Verification, verify
-
-        if not self.options.verify:
-            result.verification = Verification("unverified", detail="--no-verify was given")
-            return True
-        with self.stage("verify", "verifying"):
-            result.verification = verify(
-                original,
-                model,
-                seed=self.options.seed,
-                symbols=[p for p in self.points if p],
-                inputs=self.given,
-                custom_ops=self.options.custom_ops,
-                seconds=self.share("verify"),
-            )
-            ran = [dict(b) for b in result.verification.bindings]
-            for text, binding in zip(self.options.at, self.points, strict=False):
-                if result.verification.passed and binding not in ran:
-                    raise UserError(f"--at {text}: the original does not run at these extents")
-            if result.verification.passed:
-                return True
-            if result.verification.verdict == "failed":
-                assert result.space is not None
-                blamed = "not looked for in a model of this size"
-                if result.space.graph.weight_bytes <= SEARCHABLE:
-                    result.guilty = guilty_rules(result.space, found.selection, seed=self.options.seed)
-                    blamed = ", ".join(result.guilty) or "no single rule; the difference may be one of rounding"
-                result.stop(f"verification failed ({blamed}): the original is returned", exit_code=3)
-            else:
-                result.stop(f"{result.verification}: the original is returned (--no-verify accepts it unchecked)")
-        return False
-
-
-def grown(graph: Graph, optimized: Graph) -> float:
-    """How many times the weights that the graph's file holds the optimised one's would hold.
-
-    Costs count the extents of constants alone (`SearchSpace.weight_bytes`). A file may also keep an expression for a
-    large constant, or one value that fills it; where a rewrite makes a real weight of those, only this tells.
-    """
-    from .cost.base import WEIGHT_SLACK
-    from .lowering.folding import fold_constants
-    from .lowering.onnx_files import written_bytes
-
-    before = max(written_bytes(graph), written_bytes(fold_constants(graph)))
-    after = written_bytes(fold_constants(optimized)) - WEIGHT_SLACK
-    return after / before if before else 1.0 + max(0.0, after)
-
-
-def runnable(graph: Graph, path: Path) -> Any:
-    """The graph as a model in memory; written to `path`, and that path, if its weights are large or in a data file.
-
-    Raises `UserError` if there is no room for the file.
-    """
-    from .lowering.onnx_files import RESIDENT, save
-    from .lowering.onnx_writer import to_onnx
-
-    if graph.weight_bytes <= RESIDENT and not getattr(graph.source, "external", False):
-        return to_onnx(graph)
-    free = shutil.disk_usage(path.parent).free
-    if free < 1.1 * graph.weight_bytes:
-        raise UserError(
-            f"the model takes {graph.weight_bytes / 1e9:.1f} GB, but for temporary files {tempfile.gettempdir()} has "
-            f"{free / 1e9:.1f} GB: let TMPDIR name a folder with more"
-        )
-    save(graph, path, external=True)
-    return path
-
-
-def content_of(model: Any) -> bytes:
-    """A digest of a model's proto, or of its file and the data files that it names."""
-    digest = hashlib.sha256()
-    if isinstance(model, (str, os.PathLike)):
-        from .lowering.onnx_files import locations
-
-        path = Path(model)
-        for name in ("", *locations(path)):
-            with open(path.parent / name if name else path, "rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
-    else:
-        digest.update(model if isinstance(model, bytes) else model.SerializeToString(deterministic=True))
-    return digest.digest()
-
-
-def name_of(source: Any) -> str:
-    """What to call a model in reports: the file's name without its folder."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.path.basename(os.fspath(source))
-    return "model"

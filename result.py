@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .egraph.graph import Graph
     from .egraph.space import SearchSpace
     from .lowering.verification import Verification
-    from .pipeline import Options
+    from .options import Options
     from .policy.base import Extraction
 
 SCHEMA = "xrlflow/run/1"
@@ -103,7 +103,6 @@ class Result:
     def report(self) -> dict[str, Any]:
         """The run's record, as `--json` writes it: no absolute paths, no weights."""
         from .lowering.quantisation import quantised
-        from .pipeline import name_of
 
         graph, space, extraction = self.original, self.space, self.extraction
         assert graph is not None
@@ -174,7 +173,6 @@ class Result:
     def lines(self) -> list[str]:
         """The account in words."""
         from .lowering.quantisation import quantised
-        from .pipeline import name_of
 
         graph, space = self.original, self.space
         assert graph is not None
@@ -221,6 +219,13 @@ class Result:
         head = "<br>".join(html.escape(line) for line in self.lines() if not line.startswith("  "))
         table = f"<tr><th>rules</th><th>sites</th><th>first at</th><th>predicted gain, ms</th></tr>{rows}"
         return f"<div>{head}<table>{table if rows else ''}</table></div>"
+
+
+def name_of(source: Any) -> str:
+    """What to call a model in reports: the file's name without its folder."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.path.basename(os.fspath(source))
+    return "model"
 
 
 def versions() -> dict[str, str]:

@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
 def tasks_of(options: argparse.Namespace) -> list[Task]:
     """The spaces to train on."""
     from .cost.base import bind
-    from .pipeline import Options, cost_model, find_target
+    from .options import Options
+    from .pipeline import cost_model, find_target
     from .policy.pretraining import DEVICES, task, training_set, zoo_space
 
     tasks = [] if options.policy else training_set(options.seed, options.networks, options.puzzles)

@@ -4,8 +4,7 @@
 `p // k` and `min(p, c)`. Two dimensions that are the same object, or equal integers, are equal for every binding; of
 others nothing is known unless `sign` can tell. Symbols stand for extents, so they are never negative.
 
-Rules see extents through `Extent`, which raises `Undecided` for any question that not all bindings answer alike: a
-guard that holds, holds for all of them.
+Rules see them as an `extent.Extent`.
 """
 
 from __future__ import annotations
@@ -153,11 +152,9 @@ def symbol(name: str) -> Polynomial:
     return Polynomial(((((name, 1),), 1),))
 
 
-def dimension(value: int | str | Polynomial | Extent) -> Dimension:
+def dimension(value: int | str | Polynomial) -> Dimension:
     """An integer, a polynomial, or the symbol that a string names."""
-    if isinstance(value, str):
-        return symbol(value)
-    return value.of if isinstance(value, Extent) else value
+    return symbol(value) if isinstance(value, str) else value
 
 
 def least(of: Dimension, bound: int) -> Dimension:
@@ -291,95 +288,3 @@ def substitute(d: Dimension, values: Mapping[str, Dimension]) -> Dimension:
 def symbols_of(dims: Iterable[Dimension]) -> tuple[str, ...]:
     """Names of the symbols in some dimensions, in order of first use."""
     return tuple(dict.fromkeys(s for d in dims if isinstance(d, Polynomial) for s in d.symbols))
-
-
-class Extent:
-    """A symbolic dimension as guards and right sides see it: arithmetic is exact, comparisons may be `Undecided`."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, of: Polynomial) -> None:
-        self.of = of
-
-    def _sign(self, other: Any) -> int:
-        found = sign(self.of - dimension(other))
-        if found is None:
-            raise Undecided(f"{self.of} against {other}")
-        return found
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, (int, Extent)) and self._sign(other) == 0
-
-    def __hash__(self) -> int:
-        return hash(self.of)
-
-    def __lt__(self, other: Any) -> bool:
-        return self._bounded(self.of - dimension(other), strict=True, below=True)
-
-    def __le__(self, other: Any) -> bool:
-        return self._bounded(self.of - dimension(other), strict=False, below=True)
-
-    def __gt__(self, other: Any) -> bool:
-        return self._bounded(self.of - dimension(other), strict=True, below=False)
-
-    def __ge__(self, other: Any) -> bool:
-        return self._bounded(self.of - dimension(other), strict=False, below=False)
-
-    @staticmethod
-    def _bounded(difference: Dimension, strict: bool, below: bool) -> bool:
-        d = -difference if below else difference
-        known = sign(d)
-        if known is not None:
-            return known > 0 or (known == 0 and not strict)
-        if not strict and natural(d):
-            return True
-        if strict and natural(-d):
-            return False
-        raise Undecided(f"the sign of {difference}")
-
-    def __bool__(self) -> bool:
-        return self._sign(0) != 0
-
-    def __add__(self, other: Any) -> Any:
-        return extent(self.of + dimension(other))
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Any:
-        return extent(self.of - dimension(other))
-
-    def __rsub__(self, other: Any) -> Any:
-        return extent(-(self.of - dimension(other)))
-
-    def __mul__(self, other: Any) -> Any:
-        return extent(self.of * dimension(other)) if isinstance(other, (int, Extent)) else NotImplemented
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, other: Any) -> Any:
-        by = dimension(other)
-        exact = divided(self.of, by)
-        if exact is not None:
-            return extent(exact)
-        return extent(self.of // by) if isinstance(by, int) else NotImplemented
-
-    def __mod__(self, other: Any) -> Any:
-        by = dimension(other)
-        if divided(self.of, by) is not None:
-            return 0
-        raise Undecided(f"{self.of} modulo {by}")
-
-    def __repr__(self) -> str:
-        return str(self.of)
-
-
-def extent(d: Dimension) -> int | Extent:
-    """A dimension as rules see it."""
-    return Extent(d) if isinstance(d, Polynomial) else d
-
-
-def viewed(value: Any) -> Any:
-    """An attribute's value with the dimensions in it as rules see them."""
-    if isinstance(value, tuple):
-        return tuple(viewed(v) for v in value)
-    return Extent(value) if isinstance(value, Polynomial) else value

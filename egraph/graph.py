@@ -18,7 +18,8 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from .dimension import Dimension, Extent, dimension, sign, substitute, symbols_of
+from .dimension import Dimension, dimension, sign, substitute, symbols_of
+from .extent import Extent
 
 AttributeValue: TypeAlias = (
     int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | tuple[Dimension, ...]

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .dimension import viewed
 from .engine import Engine
+from .extent import viewed
 from .graph import LEAVES, Conflict, Graph, TensorType, Type, meet
 from .operators import IllTyped, core_operators
 from .rules import rule_set

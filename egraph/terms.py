@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .dimension import viewed
+from .extent import viewed
 from .graph import Attributes, Conflict, Graph, TensorType, TupleType, Type, Weight, attributes, meet
 from .operators import IllTyped, core, infer
 

@@ -110,7 +110,7 @@ def compute(root: Term | Weight) -> Array:
 def rounded(value: Array, dtype: str) -> np.ndarray:
     """The value in the type of the result."""
     assert isinstance(value, np.ndarray)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return value.astype(numpy_dtype(dtype), copy=False)
 
 
@@ -121,7 +121,8 @@ def _apply(op: str, attrs: dict[str, Any], operands: Sequence[Array]) -> Array:
     kinds = {str(a.dtype) for a in arrays}
     if op in MOVEMENT and len(kinds) == 1 and kinds <= set(_MOVABLE):
         return _move(op, attrs, arrays)
-    tensors = [to_torch(a.astype(np.float64) if str(a.dtype) in _FLOATS else a) for a in arrays]
+    with np.errstate(invalid="ignore"):  # weights may be NaN
+        tensors = [to_torch(a.astype(np.float64) if str(a.dtype) in _FLOATS else a) for a in arrays]
     del arrays
     with torch.no_grad():
         result = evaluate_node(op, attrs, tensors)

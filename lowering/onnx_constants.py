@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from onnx import NodeProto, helper
 
@@ -26,6 +28,8 @@ def small_result(node: NodeProto, opset: int, values: list[np.ndarray]) -> Weigh
         return None
     if node.op_type == "Div" and any(v.dtype.kind != "f" and (v < 0).any() for v in values):
         return None  # the reference implementation rounds down, ONNX towards zero
+    if _large(node.op_type, values):
+        return None
     scalar = node.op_type in ROUNDED and not any(v.ndim for v in values)
     if scalar:  # numpy makes of them what the reference implementation refuses
         values = [v.reshape(1) for v in values]
@@ -43,3 +47,11 @@ def small_result(node: NodeProto, opset: int, values: list[np.ndarray]) -> Weigh
     if not isinstance(result, np.ndarray) or result.size > SMALL or result.dtype.kind not in "iubf":
         return None
     return Weight.of(result.reshape(()) if scalar else result, node.output[0])
+
+
+def _large(op: str, values: list[np.ndarray]) -> bool:
+    """Whether a result would be large that small operands do not bound: a few bytes can ask for any amount."""
+    if op == "Range" and len(values) == 3 and all(v.size == 1 for v in values):
+        start, limit, delta = (v.reshape(-1)[0].item() for v in values)
+        return delta == 0 or (limit - start) / delta > SMALL
+    return op == "Expand" and prod(max(int(d), 1) for d in values[-1].reshape(-1)) > SMALL

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..egraph.dimension import Dimension, Polynomial, dimension, divided, least, natural, sign
+from ..egraph.dimension import Dimension, Polynomial, caps, dimension, divided, least, natural, sign
 from ..egraph.graph import SMALL, TensorType
 from ..egraph.operators import IllTyped, broadcast
 
@@ -124,9 +124,9 @@ class _Site:
         return natural(d) or any(natural(d - fact) for fact in self.facts)
 
     def least(self, a: Dimension, b: Dimension) -> Dimension:
-        if self.natural(a - b):
+        if self.natural(a - b) or any(b == least(a, c) for c in caps(b)):
             return b
-        if self.natural(b - a):
+        if self.natural(b - a) or any(a == least(b, c) for c in caps(a)):
             return a
         if isinstance(b, int):
             return least(a, b)
@@ -295,7 +295,7 @@ def _filled(s: _Site) -> Extents:
 
 def _range(s: _Site) -> Extents:
     start, limit, delta = (int(s.ints(k)) for k in range(3))
-    return _row(list(range(start, limit, delta))[: SMALL + 1])
+    return _row(list(range(start, limit, delta)[: SMALL + 1]))
 
 
 def _reduced(f: Callable[[Any], Any], since: int) -> Callable[[_Site], Extents]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
@@ -104,25 +104,32 @@ def _texts_of(root: GraphProto | onnx.FunctionProto) -> Iterator[tuple[str, obje
                     yield "the name of a dimension", d.dim_param
 
 
-def place_of(node: onnx.NodeProto) -> str:
+def _at(node: onnx.NodeProto | None) -> str:
     """How messages name a node: by its name, or by its first output."""
+    if node is None:
+        return ""
     name = f"node {node.name!r}" if node.name else f"the node of {node.output[0]!r}" if node.output else "a node"
-    return f"{name}, {node.op_type}"
+    return f" ({name}, {node.op_type})"
 
 
 @contextmanager
-def guarded(label: str, where: Callable[[], str] = str) -> Iterator[None]:
-    """Turn any exception of the block into an `Unforeseen` of one line; `where()` may say at what it happened."""
+def guarded(label: str, node: onnx.NodeProto | None = None) -> Iterator[None]:
+    """Let every exception of the block be a `UserError` of one line that names the model.
+
+    Those that no check names become `Unforeseen`. node: what is being read.
+    """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if label in str(error) or type(error) is not UserError:
+            raise
+        raise UserError(f"{label}: {error}") from error
     except RecursionError as error:
         raise UserError(f"{label} could not be read: bodies or functions are nested too deep") from error
     except MemoryError as error:
-        raise UserError(f"{label} could not be read: not enough memory{where()}") from error
+        raise UserError(f"{label} could not be read: not enough memory{_at(node)}") from error
     except Exception as error:
         what = " ".join(str(error).split())[:200]
         raise Unforeseen(
-            f"{label} could not be read: {type(error).__name__}: {what}{where()}; --debug shows where it failed"
+            f"{label} could not be read: {type(error).__name__}: {what}{_at(node)}; --debug shows where it failed"
         ) from error

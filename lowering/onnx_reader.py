@@ -37,7 +37,7 @@ from .onnx_bodies import called, captures, domain_of, impure, internalise
 from .onnx_constants import COMPUTED, ROUNDED, small_result
 from .onnx_extents import FOLLOWED, SHAPED, Extents, as_array, as_extents, follow, result_shape
 from .onnx_functions import functions_of, inline
-from .onnx_guard import check_text, guarded, not_a_model, place_of
+from .onnx_guard import check_text, guarded, not_a_model
 from .onnx_inference import inferred_types, skeleton
 from .onnx_operators import CONVERTERS, Core, NotCore, Site, convert
 from .onnx_opset import OLDEST_OPSET, convert_opset, opset_of
@@ -209,7 +209,7 @@ class _Reader:
         self.types = inferred_types(self.model, self.symbols, {key[:2] for key in self.functions})
         defaults = self._initializers()
         for number, node in enumerate(nodes):
-            with guarded(self.label, lambda n=node: f" ({place_of(n)})"):
+            with guarded(self.label, node):
                 self._node(number, node)
         outputs: dict[str, int] = {}
         for name in self.output_names:

@@ -12,7 +12,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ..egraph.graph import Graph, Node, TensorType, TupleType, Weight
 from .onnx_bodies import free_names, names_within, rename, rename_own, subgraphs
 from .onnx_forms import FORMS, NotWritable, tensor
+from .onnx_names import Names
 from .onnx_records import Records, Spelling
+from .onnx_spellings import Spellings
 from .onnx_tensor import (
     ExternalTensor,
     OnnxSource,
@@ -67,121 +69,25 @@ class Writer:
         self.protos = {i: self._proto(graph.nodes[i]) for i in self.live if graph.nodes[i].opaque}
         self.constants: dict[bytes, str] = {}
         self.computed: dict[str, str] = {}
-        self.reserved: dict[str, Weight] = {}
-        """Constants that the source's spelling of an operator needs, by the name they get."""
-        self.spelled: dict[int, Spelling] = {}
-        self.origin: dict[str, str] = {}
-        """The source's name of values that have another one now."""
         self.defined: set[str] = set()
         self.node_names = {n.name for n in self.records.nodes.values()}
         self.serial = 0
-        self._name_values()
+        self.names = Names(graph, self.protos.values())
+        self.spellings = Spellings(graph, self.records, self.names)
+        self.present = self.spellings.present
+        weights = {self.names.values[i]: self._stored(i) for i in self.live if graph.nodes[i].op == "Weight"}
+        self.pending = {**self.spellings.reserved, **weights}
+        """Weights and constants yet to be written, by name."""
 
     def _proto(self, node: Node) -> NodeProto:
         return NodeProto.FromString(self.graph.opaques[str(node.attrs["proto"])])
 
-    # Names
-
-    def _name_values(self) -> None:
-        """Give every live value its name: the source's where it has one, else one made from the operator.
-
-        Names that values of the source bear, in bodies too, are given to nothing else.
-        """
-        graph, nodes = self.graph, self.graph.nodes
-        taken = {*graph.input_names, *graph.output_names, *(self.source.defaults if self.source else ())}
-        self.used = set(taken)
-        for proto in self.protos.values():
-            for body in subgraphs(proto):
-                self.used.update(names_within(body))
-        self.names: dict[int, str] = {}
-        self.copies: list[tuple[int, str]] = []
-        """Outputs that need an Identity: a value that has another name already."""
-        for index, name in zip(graph.outputs, graph.output_names, strict=True):
-            node = nodes[index]
-            if node.op == "Input":
-                if node.attrs["name"] != name:
-                    self.copies.append((index, name))
-            elif index in self.names or name in graph.input_names or (node.op == "Weight" and node.names != (name,)):
-                self.copies.append((index, name))
-            else:
-                self.names[index] = name
-        parts: dict[tuple[int, int], int] = {}
-        for i in self.live:
-            node = nodes[i]
-            if node.op == "Input":
-                self.names[i] = str(node.attrs["name"])
-            elif node.op == "Absent":
-                self.names[i] = ""
-            elif node.op == "Get":
-                parts[node.inputs[0], node.attrs["index"]] = i
-            wanted = node.names[0] if node.names else ""
-            if i in self.names:
-                self.origin[self.names[i]] = wanted or self.names[i]
-            elif wanted and wanted not in taken and isinstance(node.type, TensorType):
-                self.names[i] = wanted
-                taken.add(wanted)
-        self.parts = parts
-        self.used |= taken
-        for i in self.live:
-            node = nodes[i]
-            if i not in self.names and isinstance(node.type, TensorType):
-                wanted = node.names[0] if node.names and node.op == "Weight" else ""
-                self.names[i] = self.free("", wanted or f"{_short(node.op)}_{i}")
-                self.origin[self.names[i]] = node.names[0] if node.names else self.names[i]
-        self.kept = set(taken)
-        """Names that values have from the source."""
-        self._spell(taken)
-        self.used |= taken
-
-    def _spell(self, taken: set[str]) -> None:
-        """Find the operators that can be written as the source spelled them, and name the constants this takes."""
-        nodes = self.graph.nodes
-        self.present = {str(nodes[i].attrs["digest"]): self.names[i] for i in self.live if nodes[i].op == "Weight"}
-        for i in self.live:
-            node = nodes[i]
-            spelling = self.records.spellings.get(node.names[0]) if node.names and not node.opaque else None
-            if spelling is None or not spelling.spells(node, [self._source_name(k) for k in node.inputs]):
-                continue
-            self.spelled[i] = spelling
-            for weight in spelling.slots:
-                if isinstance(weight, Weight):
-                    self._reserve(weight, taken)
-        for i in self.live:
-            shape = self.records.shapes.get(str(nodes[i].attrs["digest"])) if nodes[i].op == "Weight" else None
-            if shape is not None and isinstance(self._stored(i).load, Uniform):
-                self._reserve(shape, taken)
-
-    def _reserve(self, weight: Weight, taken: set[str]) -> None:
-        """Name a constant that will be written beside the graph's weights, as in the source where that is possible."""
-        if weight.digest in self.present:
-            return
-        name = weight.name
-        if name and name not in taken:
-            self.kept.add(name)
-        else:
-            name = self.free("", name or "constant")
-        taken.add(name)
-        self.present[weight.digest] = name
-        self.reserved[name] = weight
-
     def _stored(self, i: int) -> Weight:
         return self.graph.weights[str(self.graph.nodes[i].attrs["digest"])]
 
-    def _source_name(self, i: int) -> str:
-        names = self.graph.nodes[i].names
-        return names[0] if names else ""
-
     def free(self, wanted: str, generated: str) -> str:
-        """`wanted`, or `generated` with a number if that is taken."""
-        name = wanted or generated
-        if name in self.used:
-            name = generated
-        base, k = name, 1
-        while name in self.used:
-            k += 1
-            name = f"{base}_{k}"
-        self.used.add(name)
-        return name
+        """A new name: `wanted`, or one made from `generated`."""
+        return self.names.free(wanted, generated)
 
     # Constants
 
@@ -198,7 +104,7 @@ class Writer:
     def _written(self, weight: Weight) -> str:
         """Name of a weight, or of a constant that the source's spelling needs; written when first asked for."""
         name = self.present[weight.digest]
-        if self.reserved.pop(name, None) is not None:
+        if self.pending.pop(name, None) is not None:
             self._weight(weight, name)
             if weight.value is not None:
                 self.constants.setdefault(_content(weight.value), name)
@@ -264,11 +170,10 @@ class Writer:
         weights = set(self.present.values())
         self.declared = {i.name for i in self.out.graph.input} & weights
         self.leaves = {*graph.input_names, *weights}
-        self.reserved.update((self.names[i], self._stored(i)) for i in self.live if nodes[i].op == "Weight")
         self._interface()
         order = self.records.order
         for weight in sorted(
-            (w for n, w in self.reserved.items() if n in order), key=lambda w: order[self.present[w.digest]]
+            (w for n, w in self.pending.items() if n in order), key=lambda w: order[self.present[w.digest]]
         ):
             self._written(weight)
         for i in self.live:
@@ -278,36 +183,17 @@ class Writer:
             node = nodes[i]
             if node.op in ("Input", "Weight", "Absent", "Get"):
                 continue
-            operands = [self.names[k] for k in node.inputs]
+            operands = [self.names.values[k] for k in node.inputs]
             if node.opaque:
-                self._opaque(node, self.protos[i], operands, self._outputs(i))
-            elif i in self.spelled:
-                self._as_spelled(node, self.spelled[i], operands, self._outputs(i))
+                self._opaque(node, self.protos[i], operands, self.names.outputs(i))
+            elif i in self.spellings.nodes:
+                self._as_spelled(node, self.spellings.nodes[i], operands, self.names.outputs(i))
             else:
-                FORMS[node.op](self, node, operands, self._outputs(i))
-        for index, name in self.copies:
-            self.emit("Identity", [self.names[index]], [name])
+                FORMS[node.op](self, node, operands, self.names.outputs(i))
+        for index, name in self.names.copies:
+            self.emit("Identity", [self.names.values[index]], [name])
         self._describe()
         return self.out
-
-    def _outputs(self, i: int) -> list[str]:
-        """Names of a node's outputs."""
-        node = self.graph.nodes[i]
-        if not isinstance(node.type, TupleType):
-            return [self.names[i]]
-        names = []
-        for k in range(len(node.type.items)):
-            part = self.parts.get((i, k))
-            if part is not None:
-                names.append(self.names[part])
-            elif k in node.attrs.get("missing", ()):
-                names.append("")
-            else:
-                own = node.names[k] if k < len(node.names) else ""
-                if own and own not in self.used:
-                    self.kept.add(own)
-                names.append(self.free(own, f"{_short(node.op)}_{i}_{k}"))
-        return names
 
     def _interface(self) -> None:
         """Inputs and outputs: the source's own value infos where it has them."""
@@ -335,19 +221,19 @@ class Writer:
     def _describe(self) -> None:
         """Value infos and annotations of the values that are still there, as the source has them."""
         graph, out = self.graph, self.out.graph
-        kinds = {name: graph.nodes[i].type for i, name in self.names.items()}
+        kinds = {name: graph.nodes[i].type for i, name in self.names.values.items()}
         weights = {t.name for t in out.initializer} | {s.values.name for s in out.sparse_initializer}
         made = {name for node in out.node for name in node.output} | weights | {i.name for i in out.input}
         for name in self.records.infos:
             kind = kinds.get(name)
             info = self.records.info(name, kind if isinstance(kind, TensorType) else None)
-            if info is not None and name in made and name in self.kept:
+            if info is not None and name in made and name in self.names.kept:
                 out.value_info.append(info)
         for i in self.live:
             node = graph.nodes[i]
             if node.opaque and not node.op.startswith("::"):  # ONNX cannot infer the types of other domains
                 kinds_out = node.type.items if isinstance(node.type, TupleType) else (node.type,)
-                for name, kind in zip(self._outputs_if_named(i), kinds_out, strict=True):
+                for name, kind in zip(self.names.known_outputs(i), kinds_out, strict=True):
                     known = name in graph.output_names or name in self.records.infos
                     if name and kind.dtype != "undefined" and not known:
                         out.value_info.append(value_info(name, kind))
@@ -371,16 +257,9 @@ class Writer:
             if name not in made:
                 raise NotWritable(f"the training information refers to {name!r}, which would be gone")
 
-    def _outputs_if_named(self, i: int) -> list[str]:
-        node = self.graph.nodes[i]
-        if not isinstance(node.type, TupleType):
-            return [self.names[i]]
-        found = [self.parts.get((i, k)) for k in range(len(node.type.items))]
-        return ["" if part is None else self.names[part] for part in found]
-
     def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         names = list(outputs)
-        self._add(helper.make_node(op, list(inputs), names, **attrs), self.origin.get(names[0], names[0]))
+        self._add(helper.make_node(op, list(inputs), names, **attrs), self.names.origin.get(names[0], names[0]))
 
     def _add(self, node: NodeProto, first: str) -> None:
         """Write a node, under the name it had if it is the source's node of the value `first`."""
@@ -397,7 +276,7 @@ class Writer:
         """Write a core operator as the source had it."""
         proto = NodeProto()
         proto.CopyFrom(spelling.node)
-        written = {self._source_name(k): name for k, name in zip(node.inputs, operands, strict=True)}
+        written = {self.names.source(k): name for k, name in zip(node.inputs, operands, strict=True)}
         for slot in spelling.slots:
             if isinstance(slot, int):
                 proto.input.append(written[spelling.operands[slot]])
@@ -424,10 +303,6 @@ class Writer:
 
 def _content(array: np.ndarray) -> bytes:
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()
-
-
-def _short(op: str) -> str:
-    return op.rpartition("::")[2]
 
 
 def _copied(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
 
 from ..egraph.dimension import Dimension, dimension, evaluate
-from ..egraph.graph import SMALL, Graph, Node, TensorType, TupleType
+from ..egraph.graph import Graph, Node, TensorType, TupleType
+from .demands import EXTENTS, PASSING, POSITIVE, SUMS, USES
 from .onnx_tensor import OnnxSource
+from .origins import NOTHING, Shift, Value, complement, constant, joined, plain, shifted
 
 HUGE = 1e3
 """A factor of at least this size turns a 0/1 mask into something that is added before a softmax."""
@@ -72,89 +74,6 @@ class Role:
         found = [r.limits(binding) for r in self.ranges]
         low = max(f[0] for f in found)
         return low, max(low, min(f[1] for f in found))
-
-
-Shift: TypeAlias = tuple[float, float, float]
-"""scale (infinite: not known, -inf: a constant less the value), least and most shift of a value against its input."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value on its way: the inputs that it comes from, its type, its content if it is a small constant."""
-
-    origins: Mapping[str, Shift] = field(default_factory=dict)
-    type: TensorType | None = None
-    content: np.ndarray | None = None
-    added: Mapping[str, Shift] = field(default_factory=dict)
-    """Inputs that were added to it last: masks, if a softmax follows."""
-
-
-NOTHING = Value()
-
-# Operators that hand on values of these operands (None: of all), moved or repeated but not changed.
-_PASSING: dict[str, tuple[int, ...] | None] = {
-    **dict.fromkeys(
-        ("Reshape", "Transpose", "Slice", "Split", "Cast", "CastLike", "Identity", "Squeeze", "Unsqueeze", "Expand",
-         "Flatten", "Tile", "Pad", "Gather", "GatherElements", "GatherND", "Abs", "Trilu", "DepthToSpace",
-         "SpaceToDepth", "Compress", "ReverseSequence", "ReduceMax", "ReduceMin", "Relu", "Floor", "Ceil", "Round",
-         "Dropout", "SequenceAt", "Unique", "CenterCropPad"), (0,),
-    ),
-    "Concat": None, "Max": None, "Min": None, "SequenceConstruct": None, "ConcatFromSequence": None,
-    "Where": (1, 2), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Clip": (0,), "Loop": None,
-}  # fmt: skip
-
-_SUMS = ("CumSum", "ReduceSum", "Mul", "MatMul", "ReduceProd", "Sum")
-"""Integers may grow here: inputs that end as indices are then kept at 0 and 1."""
-
-Limit: TypeAlias = int | tuple[int, int | str, int]
-"""A number, or (operand, axis or name of the attribute with the axis, default axis): an extent."""
-
-# Operand, lowest value, highest value (its extent less `below`).
-_USES: dict[str, tuple[tuple[int, int, Limit, int], ...]] = {
-    "Gather": ((1, 0, (0, "axis", 0), 1),),
-    "GatherElements": ((1, 0, (0, "axis", 0), 1),),
-    "ScatterElements": ((1, 0, (0, "axis", 0), 1),),
-    "Scatter": ((1, 0, (0, "axis", 0), 1),),
-    "ArrayFeatureExtractor": ((1, 0, (0, -1, -1), 1),),
-    "GatherBlockQuantized": ((1, 0, (0, "gather_axis", 0), 1),),
-    "EmbedLayerNormalization": ((0, 0, (2, 0, 0), 1), (1, 0, (4, 0, 0), 1), (7, 0, (3, 0, 0), 1)),
-    "RotaryEmbedding": ((1, 0, (2, 0, 0), 1), (3, 0, (1, 0, 0), 1)),
-    "NegativeLogLikelihoodLoss": ((1, 0, (0, 1, 1), 1),),
-    "SoftmaxCrossEntropyLoss": ((1, 0, (0, 1, 1), 1),),
-    "RoiAlign": ((2, 0, (0, 0, 0), 1),),
-    "ReverseSequence": ((1, 1, (0, "time_axis", 0), 0),),
-    "LSTM": ((4, 1, (0, 0, 0), 0),),
-    "GRU": ((4, 1, (0, 0, 0), 0),),
-    "RNN": ((4, 1, (0, 0, 0), 0),),
-    "TopK": ((1, 1, (0, "axis", -1), 0),),
-    "OneHot": ((1, 2, 6, 0),),
-    "Loop": ((0, 1, 3, 0),),
-    "Tile": ((1, 1, 2, 0),),
-    "ConstantOfShape": ((0, 1, 3, 0),),
-    "Range": ((0, 0, 0, 0), (1, 1, 5, 0), (2, 1, 1, 0)),
-    "Slice": ((1, 0, 0, 0), (2, 1, 4, 0), (3, 0, 0, 0), (4, 1, 1, 0)),
-    "Pad": ((1, 0, 1, 0), (3, 0, 0, 0)),
-    "Unsqueeze": ((1, 0, 0, 0),),
-    "Squeeze": ((1, 0, 0, 0),),
-    "CumSum": ((1, 0, 0, 0),),
-    "SequenceAt": ((1, 0, 0, 0),),
-    "SequenceInsert": ((2, 0, 0, 0),),
-    "SequenceErase": ((1, 0, 0, 0),),
-    "BitShift": ((1, 0, 3, 0),),
-    "Trilu": ((1, 0, 1, 0),),
-    "NonMaxSuppression": ((2, 1, 3, 0),),
-    "DFT": ((1, 2, 8, 0), (2, 1, 1, 0)),
-    "HannWindow": ((0, 2, 8, 0),),
-    "HammingWindow": ((0, 2, 8, 0),),
-    "BlackmanWindow": ((0, 2, 8, 0),),
-    **{f"Reduce{n}": ((1, 0, 0, 0),)
-       for n in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
-}  # fmt: skip
-
-_EXTENTS = {"Reshape": 1, "Expand": 1, "CenterCropPad": 1}
-"""Operand that is a shape: the result's, as far as it is known."""
-
-_POSITIVE = ("Sqrt", "Log", "Acosh")
 
 
 def input_roles(graph: Graph) -> dict[str, Role]:
@@ -214,7 +133,7 @@ class _Flow:
         return self._results(op, attrs, xs, kinds)
 
     def _demands(self, op: str, attrs: Any, xs: Sequence[Value], kinds: Sequence[TensorType | None]) -> None:
-        for operand, low, limit, below in _USES.get(op, ()):
+        for operand, low, limit, below in USES.get(op, ()):
             if operand < len(xs):
                 high = limit if isinstance(limit, int) else _extent(xs, limit, attrs)
                 self._within(xs[operand], low, None if high is None else high - below)
@@ -224,8 +143,8 @@ class _Flow:
             shape = xs[0].type.shape if xs[0].type is not None else None
             known = [d for d in shape or () if isinstance(d, int)]
             self._within(xs[1], 0, min(known) - 1 if known and shape and len(known) == len(shape) else None)
-        if op in _EXTENTS and len(xs) > _EXTENTS[op]:
-            for name, (scale, *_) in xs[_EXTENTS[op]].origins.items():
+        if op in EXTENTS and len(xs) > EXTENTS[op]:
+            for name, (scale, *_) in xs[EXTENTS[op]].origins.items():
                 shape = kinds[0].shape if kinds and kinds[0] is not None else None
                 if scale == 1.0 and shape is not None:
                     self.roles[name].extents = shape
@@ -239,7 +158,7 @@ class _Flow:
                 for name in xs[3].origins:
                     self.roles[name].extents = xs[0].type.shape
         self._mask_demands(op, attrs, xs)
-        if op in _POSITIVE:
+        if op in POSITIVE:
             for name in xs[0].origins:
                 self.roles[name].positive = True
         if op == "Loop" and len(xs) > 1:
@@ -276,29 +195,29 @@ class _Flow:
     def _results(self, op: str, attrs: Any, xs: Sequence[Value], kinds: Sequence[TensorType | None]) -> Sequence[Value]:
         origins: dict[str, Shift] = {}
         added: dict[str, Shift] = {}
-        if op in _PASSING:
-            passing = _PASSING[op]
+        if op in PASSING:
+            passing = PASSING[op]
             chosen = [x for k, x in enumerate(xs) if passing is None or k in passing]
             for x in chosen:
-                origins = _joined(origins, x.origins)
-                added = _joined(added, x.added)
+                origins = joined(origins, x.origins)
+                added = joined(added, x.added)
         elif op in ("Add", "Sub") and len(xs) == 2:
             a, b = xs
             if b.content is not None and b.content.size:
-                origins = _shifted(a.origins, b.content if op == "Add" else -b.content.astype(np.float64))
+                origins = shifted(a.origins, b.content if op == "Add" else -b.content.astype(np.float64))
             elif a.content is not None and a.content.size:
-                origins = _shifted(b.origins, a.content) if op == "Add" else _complement(b.origins, a.content)
+                origins = shifted(b.origins, a.content) if op == "Add" else complement(b.origins, a.content)
             else:
                 both = [{n: (2 * s, lo, 2 * hi) for n, (s, lo, hi) in x.origins.items()} for x in xs]
-                origins = _joined(*both)
+                origins = joined(*both)
             if op == "Add":
                 # what an input alone adds to something computed
                 for x, other in ((a, b), (b, a)):
-                    if _plain(x) and not _plain(other) and other.content is None:
-                        added = _joined(added, x.origins)
-        elif op in _SUMS:
+                    if plain(x) and not plain(other) and other.content is None:
+                        added = joined(added, x.origins)
+        elif op in SUMS:
             for x in xs:
-                origins = _joined(origins, dict.fromkeys(x.origins, (math.inf, 0.0, 0.0)))
+                origins = joined(origins, dict.fromkeys(x.origins, (math.inf, 0.0, 0.0)))
         content = None
         if op in ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze") and xs:
             content = xs[0].content
@@ -323,7 +242,7 @@ class _Flow:
             found = self._body(body, {**outer, **dict(zip(names, bound, strict=False))}, None, depth)
             found = found[1:] if op == "Loop" else found
             for k, value in enumerate(found[: len(out)]):
-                out[k] = Value(_joined(out[k].origins, value.origins), kinds[k])
+                out[k] = Value(joined(out[k].origins, value.origins), kinds[k])
         return out
 
     def _body(
@@ -331,23 +250,17 @@ class _Flow:
     ) -> list[Value]:
         if isinstance(body, GraphProto):
             for tensor in body.initializer:
-                env[tensor.name] = _constant(tensor)
+                env[tensor.name] = constant(tensor)
         for node in body.node:
             if node.op_type == "Constant":
                 tensor = next((a.t for a in node.attribute if a.HasField("t")), None)
-                env[node.output[0]] = NOTHING if tensor is None else _constant(tensor)
+                env[node.output[0]] = NOTHING if tensor is None else constant(tensor)
                 continue
             xs = [env.get(name, NOTHING) for name in node.input]
             found = self.apply(node.domain, node.op_type, node, xs, [None] * len(node.output), env, depth + 1)
             env.update(zip(node.output, found, strict=False))
         names = outputs if outputs is not None else [o.name for o in body.output]
         return [env.get(name, NOTHING) for name in names]
-
-
-def _constant(tensor: TensorProto) -> Value:
-    kind = TensorType(tuple(tensor.dims), "constant")
-    small = math.prod(tensor.dims) <= SMALL and not tensor.external_data and tensor.data_type != TensorProto.STRING
-    return Value({}, kind, numpy_helper.to_array(tensor) if small else None)
 
 
 def _attribute(attrs: Any, name: str, default: Any) -> Any:
@@ -365,26 +278,3 @@ def _extent(xs: Sequence[Value], limit: tuple[int, int | str, int], attrs: Any) 
     if not isinstance(number, int) or not -len(kind.shape) <= number < len(kind.shape):
         return None
     return dimension(kind.shape[number])
-
-
-def _plain(x: Value) -> bool:
-    """Whether it is an input as it came, moved at most."""
-    return bool(x.origins) and all(s == (1.0, 0.0, 0.0) for s in x.origins.values())
-
-
-def _joined(a: Mapping[str, Shift], b: Mapping[str, Shift]) -> dict[str, Shift]:
-    out = dict(a)
-    for name, (scale, least, most) in b.items():
-        s, lo, hi = out.get(name, (scale, least, most))
-        out[name] = (max(s, scale), min(lo, least), max(hi, most))
-    return out
-
-
-def _shifted(origins: Mapping[str, Shift], by: np.ndarray) -> dict[str, Shift]:
-    low, high = float(by.min()), float(by.max())
-    return {n: (s, lo + low, hi + high) for n, (s, lo, hi) in origins.items()}
-
-
-def _complement(origins: Mapping[str, Shift], of: np.ndarray) -> dict[str, Shift]:
-    """constant − value: at most the constant, and not negative as long as the value is not above it."""
-    return {n: (-math.inf, 0.0, float(of.max())) for n in origins}

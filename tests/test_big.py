@@ -39,7 +39,8 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-from xrlflow.pipeline import Options, Run
+from xrlflow.options import Options
+from xrlflow.pipeline import Run
 
 class Watched(Run):
     def stage(self, name, label):

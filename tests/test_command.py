@@ -184,7 +184,7 @@ def test_interrupted_runs_leave_the_original(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xrlflow.pipeline.Run.judge", stop)
+    monkeypatch.setattr("xrlflow.judging.Judge.decide", stop)
     out = tmp_path / "out.onnx"
     assert main([str(models["bert-tiny"]), "-o", str(out), "--method", "saturation", *ROOFLINE]) == 0
     assert out.read_bytes() == models["bert-tiny"].read_bytes()

@@ -26,7 +26,7 @@ from xrlflow.lowering.onnx_files import copy, data_path, locations, save
 from xrlflow.lowering.onnx_reader import load
 from xrlflow.lowering.onnx_tensor import ExternalTensor, Uniform, uniform_weight
 from xrlflow.lowering.onnx_writer import to_onnx
-from xrlflow.pipeline import METHODS
+from xrlflow.options import METHODS
 
 F32 = TensorProto.FLOAT
 X = helper.make_tensor_value_info("x", F32, [2, 64])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from xrlflow.egraph.dimension import dimension, viewed
+from xrlflow.egraph.dimension import dimension
+from xrlflow.egraph.extent import viewed
 from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight, attributes, meet
 from xrlflow.egraph.operators import IllTyped
 from xrlflow.egraph.rules import families, rule_set

@@ -1,0 +1,73 @@
+"""What a run may be told, and which of it makes sense."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+
+METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "random", "original")
+EXTRACTORS = ("climb", "tree")
+
+
+@dataclass
+class Options:
+    """What a run may be told.
+
+    method: how to choose; "auto" tries climbing and the policy and keeps the cheaper result.
+    extractor: what "saturation" extracts with.
+    target: llvm, cuda, onnxruntime or roofline:DEVICE; None takes cuda where a GPU is found, else llvm.
+    cost: "kernels" (measured) or roofline:DEVICE; None measures kernels unless the target is a roofline.
+    budget: seconds for everything. max_steps: cost evaluations of an extractor; with a roofline target and this set,
+    no decision depends on time and the result's bytes only on input, seed, flags and version.
+    trials: schedules tried for each kernel that TVM tunes.
+    shape: extents that specialise symbolic dimensions, as `load` takes them. at: points to measure a dynamic model at,
+    each a binding of symbols or text as `--at` takes it; the result is slower at none of them.
+    inputs: an .npz file or a mapping of arrays, one for each of the model's inputs: verified and measured on them too.
+    custom_ops: shared libraries of operators for ONNX Runtime.
+    opset: convert the model to this opset first; the result has it, too, where the original is returned.
+    """
+
+    method: str = "auto"
+    extractor: str = "climb"
+    target: str | None = None
+    cost: str | None = None
+    budget: float = 120.0
+    max_steps: int | None = None
+    max_enodes: int = 50_000
+    max_weight_growth: float = 1.05
+    rules: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+    threads: int = 1
+    trials: int = 4
+    policy: str | None = None
+    seed: int = 0
+    verify: bool = True
+    inputs: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    custom_ops: tuple[str, ...] = ()
+    opset: int | None = None
+    shape: Any = ()
+    at: Sequence[str | Mapping[str, int]] = ()
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that makes no sense."""
+        if self.method not in METHODS:
+            raise UserError(f"unknown method {self.method!r}: give one of {', '.join(METHODS)}")
+        if self.extractor not in EXTRACTORS:
+            raise UserError(f"unknown extractor {self.extractor!r}: give one of {', '.join(EXTRACTORS)}")
+        for name, least in (
+            ("budget", 1e-9),
+            ("max_enodes", 1),
+            ("max_weight_growth", 1.0),
+            ("threads", 1),
+            ("trials", 0),
+        ):
+            if not getattr(self, name) >= least:  # also refuses NaN
+                raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max-steps must be at least 1, not {self.max_steps}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, not {self.seed}")
