@@ -86,9 +86,7 @@ def evaluate(
                 values[i] = widened(inputs[str(node.attrs["name"])])
                 bind_symbols(node.type, values[i], binding)
             elif node.opaque and opaque is not None:
-                operands = [
-                    stored(k) if graph.nodes[k].op == "Weight" else _plain(values.get(k)) for k in node.inputs
-                ]
+                operands = [stored(k) if graph.nodes[k].op == "Weight" else _plain(values.get(k)) for k in node.inputs]
                 results = tuple(widened(array) for array in opaque(i, operands))
                 values[i] = results if isinstance(node.type, TupleType) else results[0]
                 bind_symbols(node.type, values[i], binding)

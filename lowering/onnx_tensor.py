@@ -272,8 +272,8 @@ def dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
             raise ValueError(f"it has the shape {list(shape)}")
         if prod(shape) * values.itemsize > DENSE_LIMIT:
             raise UserError(
-                f"sparse weight {name!r} of shape {list(shape)} would take {prod(shape) * values.itemsize} bytes; up to "
-                f"{DENSE_LIMIT} are supported"
+                f"sparse weight {name!r} of shape {list(shape)} would take {prod(shape) * values.itemsize} bytes; "
+                f"up to {DENSE_LIMIT} are supported"
             )
         if values.ndim != 1 or len(indices) != len(values):
             raise ValueError(f"{values.size} values at {len(indices)} places")
