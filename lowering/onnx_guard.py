@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from ..errors import UserError
 from .onnx_bodies import subgraphs
+
+_FEW = 4096
+"""Elements of tensors that are too small to do harm."""
 
 _EXPORT = "export it with torch.onnx.export"
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -94,14 +98,54 @@ def _texts_of(root: GraphProto | onnx.FunctionProto) -> Iterator[tuple[str, obje
                 yield place, attribute.name
                 yield place, attribute.ref_attr_name
             waiting.extend(subgraphs(node))
+        for tensor in _tensors_of(scope):
+            yield "the name of a weight", tensor.name
+            for entry in tensor.external_data:
+                yield "where a weight lies", entry.key
+                yield "where a weight lies", entry.value
         if isinstance(scope, GraphProto):
             yield "the name of a graph", scope.name
-            yield from (("the name of a weight", t.name) for t in scope.initializer)
-            yield from (("the name of a weight", s.values.name) for s in scope.sparse_initializer)
             for info in (*scope.input, *scope.output, *scope.value_info):
                 yield "the name of a value", info.name
                 for d in info.type.tensor_type.shape.dim:
                     yield "the name of a dimension", d.dim_param
+
+
+def check_sizes(model: ModelProto, label: str) -> None:
+    """Raise `UserError` if a tensor claims far more elements than its bytes can hold.
+
+    ONNX's shape inference would take memory for all of them.
+    """
+    waiting: list[GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while waiting:
+        scope = waiting.pop()
+        for tensor in _tensors_of(scope):
+            elements = prod(tensor.dims)
+            if elements > _FEW and tensor.data_location != TensorProto.EXTERNAL:
+                held = tensor.ByteSize()
+                if elements > 2 * held:  # two elements of four bits in a byte
+                    raise UserError(
+                        f"{label}: weight {tensor.name!r} is damaged: it has the shape {list(tensor.dims)} and holds "
+                        f"{held} bytes"
+                    )
+        waiting.extend(body for node in scope.node for body in subgraphs(node))
+
+
+def _tensors_of(scope: GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
+    """The tensors of a graph and of its nodes' attributes, without those of bodies."""
+    if isinstance(scope, GraphProto):
+        yield from scope.initializer
+        for sparse in scope.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+    for node in scope.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor.values
+                yield attribute.sparse_tensor.indices
 
 
 def _at(node: onnx.NodeProto | None) -> str:

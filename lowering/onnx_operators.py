@@ -78,6 +78,8 @@ class Site:
         value = self.constant(k)
         if value is None:
             raise NotCore(f"operand {k} is computed, not constant")
+        if value.dtype.kind not in "iu":
+            raise NotCore(f"operand {k} holds no integers")
         return tuple(int(v) for v in value.reshape(-1))
 
     def axis(self, axis: int, rank: int) -> int:

@@ -37,7 +37,7 @@ from .onnx_bodies import called, captures, domain_of, impure, internalise
 from .onnx_constants import COMPUTED, ROUNDED, small_result
 from .onnx_extents import FOLLOWED, SHAPED, Extents, as_array, as_extents, follow, result_shape
 from .onnx_functions import functions_of, inline
-from .onnx_guard import check_text, guarded, not_a_model
+from .onnx_guard import check_sizes, check_text, guarded, not_a_model
 from .onnx_inference import inferred_types, skeleton
 from .onnx_operators import CONVERTERS, Core, NotCore, Site, convert
 from .onnx_opset import OLDEST_OPSET, convert_opset, opset_of
@@ -162,6 +162,7 @@ def _check(model: ModelProto, label: str) -> None:
     if not model.HasField("graph"):
         raise UserError(f"{label}: not an ONNX model, or one without a graph")
     check_text(model, label)
+    check_sizes(model, label)
     if not model.graph.output:
         raise UserError(f"{label}: the model's graph has no outputs (is the file truncated?)")
     versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
@@ -345,6 +346,8 @@ class _Reader:
         if len(node.attribute) != 1:
             return None
         a, name = node.attribute[0], node.output[0]
+        if a.type != _CONSTANTS.get(a.name):
+            return None
         if a.name == "value":
             self.external |= elsewhere(a.t, self.store)
             return stored_weight(a.t, name, self.store)
@@ -362,6 +365,8 @@ class _Reader:
             return None
         attrs = {a.name: a for a in node.attribute}
         fill = np.zeros(1, np.float32)
+        if any(a.name != "value" or a.type != AttributeProto.TENSOR for a in node.attribute):
+            return None
         if "value" in attrs:
             fill = stored_weight(attrs["value"].t, node.output[0], self.store).load()
         if fill.size != 1 or fill.dtype.kind not in "fiub" or any(d < 0 for d in shape.reshape(-1)):
@@ -424,7 +429,7 @@ class _Reader:
         if node.op_type not in _IDLE or len(node.output) != 1 or not operands:
             return False
         kind, attrs = self.builder.nodes[operands[0]].type, _attributes(node)
-        if not isinstance(kind, TensorType) or kind.dtype == UNKNOWN:
+        if not isinstance(kind, TensorType) or kind.dtype in (UNKNOWN, "absent"):
             return False
         if node.op_type == "Cast":
             return bool(dtype_code(kind.dtype) == attrs.get("to"))
@@ -596,12 +601,29 @@ def _attribute(a: AttributeProto) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
+_CONSTANTS = {
+    "value": AttributeProto.TENSOR, "sparse_value": AttributeProto.SPARSE_TENSOR,
+    "value_float": AttributeProto.FLOAT, "value_floats": AttributeProto.FLOATS,
+    "value_int": AttributeProto.INT, "value_ints": AttributeProto.INTS,
+}  # fmt: skip
+"""Attributes of Constant that are read as weights, and their types."""
+
+
+def _small_tensor(tensor: TensorProto) -> np.ndarray | None:
+    if tensor.ByteSize() >= 64 * SMALL or tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def _attributes(node: NodeProto) -> dict[str, Any]:
     """The attributes that can be read as plain values or arrays."""
     found: dict[str, Any] = {}
     for a in node.attribute:
         if a.type == AttributeProto.TENSOR:
-            found[a.name] = onnx.numpy_helper.to_array(a.t) if a.t.ByteSize() < 64 * SMALL else None
+            found[a.name] = _small_tensor(a.t)
         elif not a.ref_attr_name and a.type not in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             found[a.name] = helper.get_attribute_value(a)
     return found

@@ -199,8 +199,8 @@ class Writer:
         """Inputs and outputs: the source's own value infos where it has them."""
         graph, out = self.graph, self.out.graph
         inputs = {i.name: _copied(i) for i in out.input}
-        outputs = {o.name: _copied(o) for o in out.output}
-        listed = [o.name for o in out.output]
+        listed = [_copied(o) for o in out.output]
+        outputs = {o.name: o for o in listed}
         kinds = {str(n.attrs["name"]): n.type for n in graph.nodes if n.op == "Input"}
         wanted = set(graph.input_names)
         order = [n for n in inputs if n in wanted or (self.out.ir_version < 4 and n in self.declared)]
@@ -209,10 +209,12 @@ class Writer:
         for name in order:
             kind = kinds.get(name)
             out.input.append(inputs[name] if name in inputs else value_info(name, tensor(kind)))
-        made = dict(zip(graph.output_names, graph.outputs, strict=True))
-        for name in listed if set(listed) == made.keys() else graph.output_names:  # one may be listed twice
-            kind = graph.nodes[made[name]].type
-            out.output.append(outputs[name] if name in outputs else value_info(name, tensor(kind)))
+        if outputs.keys() == set(graph.output_names):
+            out.output.extend(listed)  # one may be listed twice
+        else:
+            for name, index in zip(graph.output_names, graph.outputs, strict=True):
+                kind = graph.nodes[index].type
+                out.output.append(outputs[name] if name in outputs else value_info(name, tensor(kind)))
         for name, default in (self.source.defaults if self.source else {}).items():
             if name in wanted:
                 stored = stored_weight(default, name, self.source.store if self.source else None)
