@@ -32,9 +32,9 @@ class Substitution:
     def __str__(self) -> str:
         times = f" at {self.scope} sites" if self.scope > 1 else ""
         where = f" ({self.site[0]})" if self.site else ""
-        return (
-            f"{', '.join(self.rules) or 'shared by congruence'}{times}{where}: {self.predicted_gain:+.4f} ms predicted"
-        )
+        what = "saves" if self.predicted_gain >= 0 else "costs"
+        rules = ", ".join(self.rules) or "shared by congruence"
+        return f"{rules}{times}{where}: {what} {abs(self.predicted_gain):.4f} ms (predicted)"
 
 
 def substitutions(space: SearchSpace, selection: Selection, cost: Cost) -> list[Substitution]:

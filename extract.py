@@ -86,14 +86,15 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=N,N",
-        help="fix an input's shape, or a symbolic dimension (batch=1), in the result; repeatable",
+        help="fix an input's shape (? leaves an extent open), or a dimension (batch=1), in the result; repeatable",
     )
     p.add_argument(
         "--at",
         action="append",
         default=[],
         metavar="NAME=N,N",
-        help="measure a dynamic model at these extents (batch=1,seq=128); repeatable: never slower at any of them",
+        help="measure a dynamic model at these extents (batch=1,seq=128); repeatable: never slower at any of them; "
+        "not with --inputs, whose extents count",
     )
     p.add_argument("--opset", type=int, metavar="N", help="convert the model to this opset (default: keep its own)")
     p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
@@ -141,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             check_writable(path)
             if os.path.exists(path) and os.path.exists(args.model):
                 check_apart(Path(args.model), Path(path))
+    check_distinct(args)
     options = Options(
         method=args.method, extractor=args.extractor, target=args.target, cost=args.cost, budget=args.budget,
         max_steps=args.max_steps, max_enodes=args.max_enodes, max_weight_growth=args.max_weight_growth,
@@ -159,6 +161,23 @@ def run(args: argparse.Namespace) -> int:
     elif result.exit_code:
         print(f"xrlflow.extract: {result.outcome}", file=sys.stderr)
     return result.exit_code
+
+
+def check_distinct(args: argparse.Namespace) -> None:
+    """Raises `UserError` if a file that is to be written is one that is read, or is to be written twice.
+
+    OUT may be MODEL: the model is replaced by its result then.
+    """
+    read = [("MODEL", args.model), ("--inputs", args.inputs), ("--policy", args.policy)]
+    read += [("--custom-ops", library) for library in args.custom_ops]
+    named = [(what, os.path.realpath(path)) for what, path in read if path is not None]
+    for what, path in (("-o", args.output), ("--json", args.json)):
+        if path is None:
+            continue
+        for other, taken in named:
+            if os.path.realpath(path) == taken and (what, other) != ("-o", "MODEL"):
+                raise UserError(f"{what} {path}: that is the file of {other}; name another one")
+        named.append((what, os.path.realpath(path)))
 
 
 class _Callable(ModuleType):

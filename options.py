@@ -67,6 +67,12 @@ class Options:
         ):
             if not getattr(self, name) >= least:  # also refuses NaN
                 raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {getattr(self, name)}")
+        if isinstance(self.at, (str, Mapping)):  # one point
+            self.at = (self.at,)
+        if not isinstance(self.at, Sequence) or not all(isinstance(p, (str, Mapping)) for p in self.at):
+            raise UserError('at must be points such as "batch=1,seq=128" or {"batch": 1, "seq": 128}')
+        if not isinstance(self.shape, (str, Mapping, Sequence)):
+            raise UserError('shape must be extents such as "batch=1" or {"input_ids": (1, 128)}')
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max-steps must be at least 1, not {self.max_steps}")
         if self.seed < 0:

@@ -196,9 +196,11 @@ class Run:
             if self.given is not None:
                 raise UserError("--at and --inputs exclude each other: the inputs have their extents")
             told = [(f"--at {text}", parse_extents(text, "--at")) for text in self.options.at]
+            points = [point(graph, extents, label) for label, extents in told]
             if not input_symbols(graph):
-                raise UserError("--at: the model's inputs have no symbolic dimensions; --shape and --at are for those")
-            return [point(graph, extents, label) for label, extents in told]
+                left = " left by --shape" if self.options.shape else ""
+                raise UserError(f"--at: the model's inputs have no symbolic dimensions{left} to measure at")
+            return points
         if self.given is not None:
             return [completed(graph, bound_symbols(graph, self.given))]
         found = point(graph, {}, "usual extents")

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 from onnx import GraphProto, ModelProto, TypeProto
 
 from ..egraph.dimension import Least, Polynomial, evaluate
-from ..egraph.graph import Graph, TensorType, TupleType
+from ..egraph.graph import Graph, TensorType, TupleType, made_up
 from ..errors import UserError
 from .bindings import completed, input_symbols
 from .onnx_bodies import subgraphs
-from .onnx_tensor import ANONYMOUS
+from .onnx_tensor import ANONYMOUS, anonymous
 
 Extents: TypeAlias = dict[str, tuple[int | None, ...]]
 """Extents by the name of an input or of a symbol; None for one that is left open."""
@@ -60,37 +60,42 @@ def _extent(text: str) -> int | None:
         return None
     if not text.isdecimal():
         raise ValueError(f"{text!r} is no extent; give whole numbers, or ? to leave one open")
+    if len(text) > 18:
+        raise ValueError(f"{text} is too large an extent")
     return int(text)
 
 
-def resolve(shapes: Mapping[str, Sequence[Any]], extents: Extents, label: str) -> dict[tuple[str, int] | str, int]:
-    """What extents say of a model with inputs of these shapes (ints, names, or None for unnamed dimensions).
+def resolve(shapes: Mapping[str, Sequence[int | str] | None], extents: Extents, label: str) -> dict[str, int]:
+    """The extents of symbols, for a model whose inputs have these shapes (ints and symbols; None: no known rank).
 
-    The keys of the result are symbols, and (input, axis) for unnamed dimensions. Raises `UserError` for names that the
-    model has not, wrong ranks, and extents that contradict the model or each other.
+    Raises `UserError` for names that the model has not, wrong ranks, and extents that contradict the model or each
+    other.
     """
-    symbols = {d for shape in shapes.values() for d in shape if isinstance(d, str)}
-    found: dict[tuple[str, int] | str, int] = {}
+    symbols = {d for shape in shapes.values() for d in shape or () if isinstance(d, str)}
+    found: dict[str, int] = {}
 
-    def note(key: tuple[str, int] | str, extent: int, what: str) -> None:
+    def note(key: str, extent: int, what: str) -> None:
         if found.setdefault(key, extent) != extent:
             raise UserError(f"{label}: {what} is to be {extent} and {found[key]} at once")
 
     for name, values in extents.items():
-        if name in shapes and (len(values) == len(shapes[name]) or name not in symbols):
-            if len(values) != len(shapes[name]):
-                raise UserError(f"{label}: input {name!r} has {len(shapes[name])} dimensions, not {len(values)}")
-            for axis, (d, extent) in enumerate(zip(shapes[name], values, strict=True)):
+        shape = shapes.get(name)
+        if name in shapes and shape is None:
+            raise UserError(f"{label}: input {name!r} has no known rank; fix its shape with --shape")
+        if shape is not None and (len(values) == len(shape) or name not in symbols):
+            if len(values) != len(shape):
+                raise UserError(f"{label}: input {name!r} has {len(shape)} dimensions, not {len(values)}")
+            for axis, (d, extent) in enumerate(zip(shape, values, strict=True)):
                 if extent is None:
                     continue
                 if isinstance(d, int):
                     if d != extent:
                         raise UserError(f"{label}: axis {axis} of input {name!r} is {d} in the model, not {extent}")
                 else:
-                    note((name, axis) if d is None else d, extent, f"axis {axis} of input {name!r}")
+                    note(d, extent, f"axis {axis} of input {name!r}")
         elif name in symbols:
             if len(values) != 1 or values[0] is None:
-                raise UserError(f"{label}: {name!r} is one dimension: give it one extent")
+                raise UserError(f"{label}: {name!r} is one dimension: give it one extent, a whole number")
             note(name, values[0], f"the dimension {name!r}")
         else:
             known = ", ".join([*map(repr, shapes), *map(repr, sorted(symbols))])
@@ -98,28 +103,40 @@ def resolve(shapes: Mapping[str, Sequence[Any]], extents: Extents, label: str) -
     return found
 
 
-def input_shapes(model: ModelProto) -> dict[str, list[int | str | None]]:
-    """Shapes of a model's inputs, initializers left out; inputs of unknown rank too."""
+def input_shapes(model: ModelProto) -> dict[str, list[int | str] | None]:
+    """Shapes of a model's inputs, initializers left out; None for those of unknown rank."""
     constant = {t.name for t in model.graph.initializer}
-    found: dict[str, list[int | str | None]] = {}
+    found: dict[str, list[int | str] | None] = {}
     for info in model.graph.input:
         kind = info.type.tensor_type
-        if info.name not in constant and info.type.HasField("tensor_type") and kind.HasField("shape"):
-            found[info.name] = [
-                d.dim_value if d.HasField("dim_value") else (None if d.dim_param in ANONYMOUS else d.dim_param)
-                for d in kind.shape.dim
+        if info.name not in constant and info.type.HasField("tensor_type"):
+            dims = [
+                d.dim_value if d.HasField("dim_value") else _symbol(d.dim_param, info.name, axis)
+                for axis, d in enumerate(kind.shape.dim)
             ]
+            found[info.name] = dims if kind.HasField("shape") else None
     return found
+
+
+def _symbol(name: str, value: str, axis: int) -> str:
+    return anonymous(value, axis) if name in ANONYMOUS else name
 
 
 def specialise(model: ModelProto, extents: Extents, label: str) -> None:
     """Give symbolic dimensions of the model's inputs fixed extents, wherever their names occur, in place."""
-    known = resolve(input_shapes(model), extents, label)
-    named = {k: v for k, v in known.items() if isinstance(k, str)}
+    shapes = input_shapes(model)
+    for info in model.graph.input:
+        if info.name in extents and shapes.get(info.name, ()) is None:  # of no known rank: now it has one
+            for extent in extents[info.name]:
+                d = info.type.tensor_type.shape.dim.add()
+                if extent is not None:
+                    d.dim_value = extent
+    named = resolve(input_shapes(model), extents, label)
     for info in model.graph.input:
         for axis, d in enumerate(info.type.tensor_type.shape.dim):
-            if (info.name, axis) in known and not d.HasField("dim_value"):
-                d.dim_value = known[info.name, axis]
+            symbol = _symbol(d.dim_param, info.name, axis)
+            if symbol in named and not d.HasField("dim_value"):
+                d.dim_value = named[symbol]
     _name(model.graph, named)
 
 
@@ -140,7 +157,8 @@ def _fix(kind: TypeProto, named: Mapping[str, int]) -> None:
 
 
 def settle(model: ModelProto, graph: Graph) -> None:
-    """Write the extents of outputs that a specialised graph knows into the model's outputs."""
+    """Write what a specialised graph knows of its outputs into the model's outputs; names that are none now go."""
+    own = {s for n in graph.nodes if n.op == "Input" for s in n.type.symbols}
     kinds = dict(zip(graph.output_names, (graph.nodes[i].type for i in graph.outputs), strict=True))
     for info in model.graph.output:
         kind, dims = kinds.get(info.name), info.type.tensor_type.shape.dim
@@ -148,6 +166,10 @@ def settle(model: ModelProto, graph: Graph) -> None:
             for d, known in zip(dims, kind.shape, strict=True):
                 if isinstance(known, int):
                     d.dim_value = known
+                elif known.name is not None and not made_up(known.name):
+                    d.dim_param = known.name
+                elif not own.issuperset(known.symbols) or d.dim_param not in own:
+                    d.Clear()
 
 
 # Where to measure
@@ -155,12 +177,12 @@ def settle(model: ModelProto, graph: Graph) -> None:
 
 def point(graph: Graph, extents: Extents, label: str) -> dict[str, int]:
     """The binding of all symbols of a graph's inputs that extents tell; the others take their usual extents."""
-    shapes: dict[str, list[Any]] = {}
+    shapes: dict[str, list[int | str] | None] = {}
     for node in graph.nodes:
-        if node.op == "Input" and isinstance(node.type, TensorType) and node.type.shape is not None:
-            dims = [d if isinstance(d, int) else d.name or str(d) for d in node.type.shape]
-            shapes[str(node.attrs["name"])] = dims
-    given = {str(k): v for k, v in resolve(shapes, extents, label).items()}
+        if node.op == "Input" and isinstance(node.type, TensorType):
+            dims = [d if isinstance(d, int) else d.name or str(d) for d in node.type.shape or ()]
+            shapes[str(node.attrs["name"])] = dims if node.type.shape is not None else None
+    given = resolve(shapes, extents, label)
     return completed(graph, usual_extents(graph) | given)
 
 

@@ -77,6 +77,9 @@ class Verification:
     def __str__(self) -> str:
         if self.verdict == "unverified":
             return f"unverified: {self.detail}"
+        if self.verdict == "failed" and not self.samples:
+            worst = f"output {self.worst!r}: " if self.worst else ""
+            return f"failed: {worst}{self.detail}"
         numbers = (
             f"largest difference {self.max_abs:.2g} ({self.max_rel:.2g} of the output's scale), "
             f"cosine {self.cosine:.7f}, {self.samples} samples"
@@ -110,6 +113,9 @@ def verify(
     Never raises for a model that cannot run: the verdict is then "unverified" (the original) or "failed" (the optimised
     one). Raises `UserError` for inputs or libraries that are wrong.
     """
+    for model in (original, optimized):
+        if isinstance(model, (str, os.PathLike)) and not os.path.exists(model):
+            raise UserError(f"{os.fspath(model)}: no such file")
     points = [] if symbols is None else [symbols] if isinstance(symbols, Mapping) else list(symbols)
     return _Verifier(original, optimized, samples, seed, points, inputs, tuple(custom_ops), seconds).result()
 

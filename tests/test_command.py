@@ -344,3 +344,22 @@ def test_the_account_of_auto_speaks_of_the_candidate_judged_last(
     assert "slower" in result.considered[0]["outcome"]
     assert "nothing cheaper" in result.considered[1]["outcome"]
     assert result.verdict is None and result.verification is None and not result.substitutions
+
+
+def test_no_file_of_the_run_is_overwritten(tmp_path, capsys):
+    model, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    onnx.save(zoo.build("mlp-tower-tiny"), model)
+    np.savez(data, x=np.zeros(3))
+    (tmp_path / "link.json").symlink_to(model)
+    before = {p: p.read_bytes() for p in (model, data)}
+    for options in (
+        ["--json", str(model)],
+        ["--json", str(tmp_path / "link.json")],
+        ["-o", str(tmp_path / "out"), "--json", str(tmp_path / "out")],
+        ["--inputs", str(data), "--json", str(data)],
+        ["--inputs", str(data), "-o", str(data)],
+    ):
+        assert main([str(model), *options, *ROOFLINE]) == 2
+        assert "name another one" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (model, data)} == before
+    assert not (tmp_path / "out").exists()

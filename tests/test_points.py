@@ -125,9 +125,10 @@ def test_extents_leave_open_what_they_do_not_tell(path):
         (["--shape", "idz=1,2"], "no input and no dimension is named 'idz'; there are 'ids', 'batch', 'seq'"),
         (["--shape", "ids=1,x"], "'x' is no extent"),
         (["--shape", "128"], "write NAME=EXTENT"),
+        (["--shape", "batch=99999999999999999999"], "too large an extent"),
         (["--shape", "ids=1,2", "--shape", "batch=3"], "to be 3 and 1 at once"),
         (["--at", "batch=?"], "give it one extent"),
-        (["--at", "ids=1,2", "--shape", "ids=1,2"], "no symbolic dimensions"),
+        (["--at", "ids=1,2", "--shape", "ids=1,2"], "no symbolic dimensions left by --shape"),
     ],
 )
 def test_wrong_extents_are_one_clear_line(path, tmp_path, capsys, options, message):
@@ -135,6 +136,37 @@ def test_wrong_extents_are_one_clear_line(path, tmp_path, capsys, options, messa
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_dimensions_without_a_name_and_inputs_without_a_rank_can_be_fixed(tmp_path):
+    onnx.save(pyramid(), tmp_path / "model.onnx")
+    graph = load(tmp_path / "model.onnx", shapes={"?x.3": 40, "n": 2})
+    assert str(graph.nodes[0].type) == "float32[2,3,h,40]"
+    proto = attention()
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    assert load(proto, shapes="ids=2,?").coverage > 0.8 > load(proto).coverage
+    with pytest.raises(UserError, match="no known rank; fix its shape with --shape"):
+        xrlflow.optimize(proto, at="ids=2,3", target="roofline:epyc-1t")
+
+
+def test_names_of_dimensions_that_are_none_now_leave_the_outputs():
+    proto = attention()
+    dims = proto.graph.output[0].type.tensor_type.shape.dim
+    dims[1].dim_param = "past + seq"
+    graph = load(proto, shapes={"batch": 2})
+    out = graph.source.skeleton.graph.output[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in out] == [2, "seq", 8]
+
+
+def test_one_point_needs_no_list(path):
+    options = {"target": "roofline:epyc-1t", "max_steps": 50, "method": "saturation"}
+    for at in ("batch=2,seq=3", {"batch": 2, "seq": 3}, [{"batch": 2, "seq": 3}]):
+        assert {"batch": 2, "seq": 3} in [
+            dict(b) for b in xrlflow.optimize(path, at=at, **options).verification.bindings
+        ]
+    for wrong in (5, [5], None):
+        with pytest.raises(UserError, match="at must be points"):
+            xrlflow.optimize(path, at=wrong, **options)
 
 
 def test_at_moves_the_costs_and_nothing_else(path):
