@@ -229,6 +229,18 @@ class Run:
             with tempfile.TemporaryDirectory(prefix="xrlflow-") as folder:
                 Judge(self).decide(graph, found, result, Path(folder))
             entry["outcome"] = result.outcome
+        if self.target.kind == "onnxruntime" and result.verification is None:
+            self.try_runtime()
+
+    def try_runtime(self) -> None:
+        """Note if the target cannot even load the original: where there is no candidate nothing else would tell."""
+        from .lowering.plain_session import PlainSession, why
+
+        with tempfile.TemporaryDirectory(prefix="xrlflow-") as folder:
+            try:
+                PlainSession(self.source, Path(folder) / "original.onnx", False, self.options.custom_ops)
+            except Exception as error:  # noqa: BLE001 (the runtime's are of many types)
+                self.notes.append(why(error))
 
     def saturate(self, graph: Graph) -> SearchSpace:
         from .egraph.rules import rule_set

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import xrlflow
 from xrlflow.egraph.graph import GraphBuilder, TensorType, Weight
 from xrlflow.lowering import load, save, to_onnx, verify
 
@@ -441,3 +442,15 @@ def test_nan_weights_are_legal():
     assert "weight 'w' holds NaN" in str(result)
     other = model([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", F, ["n", 16])], [("y", F, ["n", 16])], w=W)
     assert verify(both, other).verdict == "failed"
+
+
+def test_a_target_that_cannot_load_the_original_says_so():
+    node = helper.make_node("Bogus", ["x"], ["y"], domain="acme")
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
+    graph = helper.make_graph([node], "g", infos[:1], infos[1:])
+    model = helper.make_model(graph, ir_version=8, opset_imports=imports)
+    options = {"cost": "roofline:epyc-1t", "max_steps": 5}
+    found = xrlflow.optimize(model, target="onnxruntime", **options)
+    assert any("lacks the operator acme:Bogus" in note for note in found.notes)
+    assert not xrlflow.optimize(model, target="roofline:epyc-1t", **options).improved
