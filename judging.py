@@ -51,7 +51,7 @@ class Judge:
             return
         with self.run.stage("lower", "writing the candidate"):
             optimized = space.to_graph(found.selection)
-            exported = graph_cost(space, cost, optimized)
+            exported = graph_cost(space, cost, found.selection, optimized)
             if not math.isclose(exported, found.cost, rel_tol=1e-9):
                 result.stop(
                     f"the graph to be written costs {exported:.6g} ms, the selection {found.cost:.6g}: please report "

@@ -99,16 +99,22 @@ class Cost:
         return self.space.weight_bytes(choice) <= self.weight_limit
 
 
-def graph_cost(space: SearchSpace, cost: Cost, graph: Graph) -> float:
-    """What `graph`, a program of `space`, costs operator by operator, in milliseconds; NaN if it holds an unknown one.
+def graph_cost(space: SearchSpace, cost: Cost, selection: Selection, graph: Graph) -> float:
+    """What `graph`, written from a selection, costs operator by operator, in milliseconds.
 
-    Constant expressions cost nothing, whether they are folded or not.
+    Each operator takes the price of an e-node of the selection that computes the same from operands of the same types;
+    the result is NaN if it finds none that is left. So this equals `cost.total(selection)` exactly where the graph has
+    the operators that were chosen, no other and none twice. Constant expressions cost nothing, folded or not.
+
+    space: as it was saturated, its symbolic dimensions not bound (`cost.space` may be bound to a measuring point).
     """
-    prices: dict[Any, float] = {}
-    for i in np.flatnonzero(payable(space)).tolist():
-        prices[_kind(space.ops[i], space.attributes[i], space.child_types(i), space.node_type(i))] = float(
-            cost.prices[i]
-        )
+    prices: dict[Any, list[float]] = {}
+    paid = payable(space)
+    for i in space.selected(selection):
+        if paid[i]:
+            operands = [(space.types[c], bool(space.const[c])) for c in space.child_lists[i]]
+            kind = _kind(space.ops[i], space.attributes[i], operands, space.node_type(i))
+            prices.setdefault(kind, []).append(float(cost.prices[i]))
     constant: set[int] = set()
     total = 0.0
     for i in graph.live:
@@ -116,13 +122,16 @@ def graph_cost(space: SearchSpace, cost: Cost, graph: Graph) -> float:
         if node.op == "Weight" or (core(node.op) and node.inputs and constant.issuperset(node.inputs)):
             constant.add(i)
         elif node.op not in FREE:
-            operands = [graph.nodes[k].type for k in node.inputs]
-            total += prices.get(_kind(node.op, node.attributes, operands, node.type), np.nan)
+            operands = [(graph.nodes[k].type, k in constant) for k in node.inputs]
+            left = prices.get(_kind(node.op, node.attributes, operands, node.type))
+            if not left:
+                return np.nan
+            total += left.pop()
     return total
 
 
-def _kind(op: str, attrs: Attributes, operands: Sequence[Type], result: Type) -> tuple[Any, ...]:
-    """What decides an operator's price."""
+def _kind(op: str, attrs: Attributes, operands: Sequence[tuple[Type, bool]], result: Type) -> tuple[Any, ...]:
+    """An operator, the types of its operands and which of them are constant, its result's type."""
     return op, attrs, tuple(sorted(operands, key=str) if op in COMMUTATIVE else operands), result
 
 

@@ -255,3 +255,14 @@ def test_a_measurement_survives_the_death_of_its_process(tmp_path):
         model = Kernels(ORT, Database(tmp_path), seconds=60, worker=worker)
         bind(model, small())
         assert model.coverage.measured == 5 and worker.starts == 2
+
+
+def test_what_measured_kernels_choose_costs_what_is_written(tmp_path, monkeypatch):
+    # The pipeline refuses a graph whose operators are not those of the selection; measured prices must not confuse it.
+    import xrlflow
+    from xrlflow import zoo
+
+    monkeypatch.setenv("XRLFLOW_CACHE", str(tmp_path))
+    found = xrlflow.optimize(zoo.build("bert-tiny"), target="onnxruntime", method="saturation", budget=20, max_steps=200)
+    assert found.substitutions and "please report" not in found.outcome
+    assert found.verification.passed and found.verdict is not None

@@ -211,4 +211,4 @@ def test_a_selection_costs_what_the_written_model_costs(name):
         found = xrlflow.extract(space, method, cost=cost, steps=60, seconds=None)
         graph = space.to_graph(found.selection)
         for written in (graph, fold_constants(graph), load(to_onnx(graph))):
-            assert graph_cost(space, cost, written) == pytest.approx(found.cost, rel=1e-12)
+            assert graph_cost(space, cost, found.selection, written) == pytest.approx(found.cost, rel=1e-12)
