@@ -263,6 +263,8 @@ def test_what_measured_kernels_choose_costs_what_is_written(tmp_path, monkeypatc
     from xrlflow import zoo
 
     monkeypatch.setenv("XRLFLOW_CACHE", str(tmp_path))
-    found = xrlflow.optimize(zoo.build("bert-tiny"), target="onnxruntime", method="saturation", budget=20, max_steps=200)
+    found = xrlflow.optimize(
+        zoo.build("bert-tiny"), target="onnxruntime", method="saturation", budget=20, max_steps=200
+    )
     assert found.substitutions and "please report" not in found.outcome
     assert found.verification.passed and found.verdict is not None
