@@ -78,13 +78,19 @@ class Polynomial:
         return tuple(sorted(found))
 
     @property
-    def name(self) -> str | None:
-        """The symbol's name if this is a symbol and nothing else."""
+    def atom(self) -> Atom | None:
+        """The atom if this is one and nothing else."""
         if len(self.terms) == 1:
             monomial, coefficient = self.terms[0]
-            if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and isinstance(monomial[0][0], str):
+            if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1:
                 return monomial[0][0]
         return None
+
+    @property
+    def name(self) -> str | None:
+        """The symbol's name if this is a symbol and nothing else."""
+        atom = self.atom
+        return atom if isinstance(atom, str) else None
 
     @cached_property
     def text(self) -> str:
@@ -169,11 +175,8 @@ def least(of: Dimension, bound: int) -> Dimension:
 
 def caps(d: Dimension) -> tuple[int, ...]:
     """The bound, if `d` is min(p, bound) and nothing else."""
-    if isinstance(d, Polynomial) and len(d.terms) == 1:
-        monomial, coefficient = d.terms[0]
-        if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and isinstance(monomial[0][0], Least):
-            return (monomial[0][0].bound,)
-    return ()
+    atom = d.atom if isinstance(d, Polynomial) else None
+    return (atom.bound,) if isinstance(atom, Least) else ()
 
 
 def _monomial(powers: Mapping[Atom, int]) -> Monomial:

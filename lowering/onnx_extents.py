@@ -9,6 +9,7 @@ binding is None.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -60,64 +61,50 @@ def as_array(extents: Extents, dtype: str) -> np.ndarray | None:
     return np.array(values, np.dtype(dtype)).reshape(extents.shape)
 
 
-def follow(
-    op: str,
-    attrs: dict[str, Any],
-    opset: int,
-    operands: Sequence[Extents | None],
-    types: Sequence[TensorType | None],
-    facts: Collection[Polynomial] = (),
-) -> Extents | None:
-    """The operator's result on these operands, or None where it is large, no integer, or depends on more than them.
-
-    facts: dimensions that are not negative in any run, because some value of the model has them.
-    """
+def follow(op: str, operands: Operands) -> Extents | None:
+    """The operator's result on these operands, or None where it is large, no integer, or depends on more than them."""
     rule = _RULES.get(op)
     if rule is None:
         return None
     try:
-        result = np.asarray(rule(_Site(attrs, opset, operands, types, facts)), dtype=object)
+        result = np.asarray(rule(operands), dtype=object)
     except (Unknown, ValueError, IndexError, KeyError, TypeError):
         return None
     return result if result.size <= SMALL else None
 
 
-def result_shape(
-    op: str,
-    attrs: dict[str, Any],
-    opset: int,
-    operands: Sequence[Extents | None],
-    types: Sequence[TensorType | None],
-    facts: Collection[Polynomial] = (),
-) -> tuple[Dimension, ...] | None:
-    """Shape of the result of an operator whose extents depend on its operands' values, or None. facts: see `follow`."""
+def result_shape(op: str, operands: Operands) -> tuple[Dimension, ...] | None:
+    """Shape of the result of an operator whose extents depend on its operands' values, or None."""
     try:
-        site = _Site(attrs, opset, operands, types, facts)
         if op in BROADCASTING:
             shape: tuple[Dimension, ...] = ()
-            for k in range(len(types)):
-                shape = broadcast(shape, site.shape(k))
+            for k in range(len(operands.types)):
+                shape = broadcast(shape, operands.shape(k))
             return shape
         if op in UNARY:
-            return site.shape(0)
+            return operands.shape(0)
         rule = _SHAPES.get(op)
-        found = None if rule is None else rule(site)
+        found = None if rule is None else rule(operands)
         # Negative extents are those of a damaged model, in which the operator cannot run.
         return None if found is None or any(isinstance(d, int) and d < 0 for d in found) else found
     except (Unknown, IllTyped, ValueError, IndexError, KeyError, TypeError):
         return None
 
 
-class _Site:
-    def __init__(
-        self,
-        attrs: dict[str, Any],
-        opset: int,
-        operands: Sequence[Extents | None],
-        types: Sequence[TensorType | None],
-        facts: Collection[Polynomial],
-    ) -> None:
-        self.attrs, self.opset, self.operands, self.types, self.facts = attrs, opset, operands, types, facts
+@dataclass(frozen=True)
+class Operands:
+    """What is known of a node when it is read.
+
+    attrs: its attributes. held: what each operand holds, where it is a small tensor of extents. types: the operands'
+    types, None for one that is not given. facts: dimensions that are not negative in any run, because some value of the
+    model has them.
+    """
+
+    attrs: dict[str, Any]
+    opset: int
+    held: Sequence[Extents | None]
+    types: Sequence[TensorType | None]
+    facts: Collection[Polynomial] = ()
 
     def natural(self, d: Dimension) -> bool:
         """Whether `d` is 0 or more wherever the model runs."""
@@ -138,7 +125,7 @@ class _Site:
         return a + b - self.least(a, b)
 
     def value(self, k: int) -> Extents:
-        found = self.operands[k] if k < len(self.operands) else None
+        found = self.held[k] if k < len(self.held) else None
         if found is None:
             raise Unknown
         return found
@@ -165,7 +152,7 @@ class _Site:
         return tuple(self.ints(1).reshape(-1).tolist()) if self.given(1) else None
 
 
-def _shape(s: _Site) -> Extents:
+def _shape(s: Operands) -> Extents:
     return _row(s.shape(0)[s.attrs.get("start") : s.attrs.get("end")])
 
 
@@ -175,20 +162,20 @@ def _row(dims: Sequence[Dimension]) -> Extents:
     return out
 
 
-def _gather(s: _Site) -> Extents:
+def _gather(s: Operands) -> Extents:
     return np.asarray(np.take(s.value(0), s.ints(1), axis=s.attrs.get("axis", 0)), dtype=object)
 
 
-def _unsqueeze(s: _Site) -> Extents:
+def _unsqueeze(s: Operands) -> Extents:
     return np.expand_dims(s.value(0), s.axes(13) or ())
 
 
-def _squeeze(s: _Site) -> Extents:
+def _squeeze(s: Operands) -> Extents:
     axes = s.axes(13)
     return np.squeeze(s.value(0), axes)
 
 
-def _slice(s: _Site) -> Extents:
+def _slice(s: Operands) -> Extents:
     x = s.value(0)
     if s.opset < 10:
         starts, ends = s.attrs["starts"], s.attrs["ends"]
@@ -205,7 +192,7 @@ def _slice(s: _Site) -> Extents:
     return np.asarray(x[tuple(index)], dtype=object)
 
 
-def _cast(s: _Site) -> Extents:
+def _cast(s: Operands) -> Extents:
     x, to = s.value(0), s.attrs.get("to")
     if to == 9:  # bool
         return _row([_truth(s, v) for v in x.reshape(-1)]).reshape(x.shape)
@@ -214,21 +201,21 @@ def _cast(s: _Site) -> Extents:
     return _row([v if isinstance(v, Polynomial) else int(v) for v in x.reshape(-1)]).reshape(x.shape)
 
 
-def _truth(s: _Site, v: Dimension) -> bool:
+def _truth(s: Operands, v: Dimension) -> bool:
     if isinstance(v, Polynomial) and not s.natural(v - 1):
         raise Unknown
     return bool(isinstance(v, Polynomial) or v)
 
 
-def _arithmetic(f: Callable[[_Site, Dimension, Dimension], Any]) -> Callable[[_Site], Extents]:
-    def rule(s: _Site) -> Extents:
+def _arithmetic(f: Callable[[Operands, Dimension, Dimension], Any]) -> Callable[[Operands], Extents]:
+    def rule(s: Operands) -> Extents:
         a, b = np.broadcast_arrays(s.value(0), s.value(1))
         return _row([f(s, x, y) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True)]).reshape(a.shape)
 
     return rule
 
 
-def _quotient(s: _Site, a: Dimension, b: Dimension) -> Dimension:
+def _quotient(s: Operands, a: Dimension, b: Dimension) -> Dimension:
     exact = divided(a, b)
     if exact is not None:
         return exact
@@ -237,7 +224,7 @@ def _quotient(s: _Site, a: Dimension, b: Dimension) -> Dimension:
     return a // b
 
 
-def _remainder(s: _Site, a: Dimension, b: Dimension) -> Dimension:
+def _remainder(s: Operands, a: Dimension, b: Dimension) -> Dimension:
     if s.attrs.get("fmod", 0) or b == 0:
         raise Unknown
     if isinstance(a, int) and isinstance(b, int):
@@ -249,10 +236,10 @@ def _remainder(s: _Site, a: Dimension, b: Dimension) -> Dimension:
     return a - (a // b) * b
 
 
-def _compared(holds: Callable[[int], bool]) -> Callable[[_Site, Dimension, Dimension], bool]:
+def _compared(holds: Callable[[int], bool]) -> Callable[[Operands, Dimension, Dimension], bool]:
     """A comparison by the sign of the difference."""
 
-    def compare(s: _Site, a: Dimension, b: Dimension) -> bool:
+    def compare(s: Operands, a: Dimension, b: Dimension) -> bool:
         known = sign(a - b)
         if known is not None:
             return holds(known)
@@ -269,21 +256,21 @@ def _compared(holds: Callable[[int], bool]) -> Callable[[_Site, Dimension, Dimen
     return compare
 
 
-def _mapped(f: Callable[[Any], Any]) -> Callable[[_Site], Extents]:
-    def rule(s: _Site) -> Extents:
+def _mapped(f: Callable[[Any], Any]) -> Callable[[Operands], Extents]:
+    def rule(s: Operands) -> Extents:
         x = s.value(0)
         return _row([f(v) for v in x.reshape(-1)]).reshape(x.shape)
 
     return rule
 
 
-def _where(s: _Site) -> Extents:
+def _where(s: Operands) -> Extents:
     c, a, b = np.broadcast_arrays(s.value(0), s.value(1), s.value(2))
     cells = zip(c.reshape(-1), a.reshape(-1), b.reshape(-1), strict=True)
     return _row([x if bool(z) else y for z, x, y in cells]).reshape(c.shape)
 
 
-def _filled(s: _Site) -> Extents:
+def _filled(s: Operands) -> Extents:
     fill = s.attrs.get("value")
     value = 0.0 if fill is None else np.asarray(fill).reshape(-1)[0]
     if not isinstance(value, np.integer):
@@ -293,13 +280,13 @@ def _filled(s: _Site) -> Extents:
     return out
 
 
-def _range(s: _Site) -> Extents:
+def _range(s: Operands) -> Extents:
     start, limit, delta = (int(s.ints(k)) for k in range(3))
     return _row(list(range(start, limit, delta)[: SMALL + 1]))
 
 
-def _reduced(f: Callable[[Any], Any], since: int) -> Callable[[_Site], Extents]:
-    def rule(s: _Site) -> Extents:
+def _reduced(f: Callable[[Any], Any], since: int) -> Callable[[Operands], Extents]:
+    def rule(s: Operands) -> Extents:
         x, axes = s.value(0), s.axes(since)
         if x.ndim != 1 or axes not in (None, (0,), (-1,)):
             raise Unknown
@@ -309,17 +296,17 @@ def _reduced(f: Callable[[Any], Any], since: int) -> Callable[[_Site], Extents]:
     return rule
 
 
-def _size(s: _Site) -> Extents:
+def _size(s: Operands) -> Extents:
     return np.array(prod(s.shape(0)), object)
 
 
-_RULES: dict[str, Callable[[_Site], Extents]] = {
+_RULES: dict[str, Callable[[Operands], Extents]] = {
     "Shape": _shape,
     "Size": _size,
     "Gather": _gather,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
-    "Concat": lambda s: np.concatenate([s.value(k) for k in range(len(s.operands))], axis=s.attrs.get("axis", 0)),
+    "Concat": lambda s: np.concatenate([s.value(k) for k in range(len(s.held))], axis=s.attrs.get("axis", 0)),
     "Reshape": lambda s: s.value(0).reshape(tuple(s.ints(1).tolist())),
     "Slice": _slice,
     "Cast": _cast,
@@ -350,18 +337,18 @@ _RULES: dict[str, Callable[[_Site], Extents]] = {
 }
 
 
-def _expanded(s: _Site) -> tuple[Dimension, ...]:
+def _expanded(s: Operands) -> tuple[Dimension, ...]:
     return broadcast(s.shape(0), [dimension(d) for d in s.value(1).reshape(-1)])
 
 
-def _ranged(s: _Site) -> tuple[Dimension, ...]:
+def _ranged(s: Operands) -> tuple[Dimension, ...]:
     start, limit, delta = (s.value(k).reshape(-1)[0] for k in range(3))
     if delta != 1 or not s.natural(limit - start):
         raise Unknown
     return (limit - start,)
 
 
-def _sliced(s: _Site) -> tuple[Dimension, ...]:
+def _sliced(s: Operands) -> tuple[Dimension, ...]:
     out = list(s.shape(0))
     starts, ends = s.value(1).reshape(-1), s.value(2).reshape(-1)
     axes = s.ints(3).tolist() if s.given(3) else range(len(starts))
@@ -382,7 +369,7 @@ def _same(a: Dimension, b: Dimension) -> bool:
     return a is b or (isinstance(a, int) and a == b)
 
 
-def _bound(s: _Site, at: Dimension, extent: Dimension) -> Dimension:
+def _bound(s: Operands, at: Dimension, extent: Dimension) -> Dimension:
     """Where a slice begins or ends, between 0 and the extent."""
     if isinstance(at, int):
         if at >= _FAR:
@@ -394,7 +381,7 @@ def _bound(s: _Site, at: Dimension, extent: Dimension) -> Dimension:
     return s.least(at, extent)
 
 
-def _padded(s: _Site) -> tuple[Dimension, ...]:
+def _padded(s: Operands) -> tuple[Dimension, ...]:
     shape = s.shape(0)
     if s.opset < 11:
         pads = list(s.attrs["pads"])
@@ -409,18 +396,18 @@ def _padded(s: _Site) -> tuple[Dimension, ...]:
     return tuple(out)
 
 
-def _tiled(s: _Site) -> tuple[Dimension, ...]:
+def _tiled(s: Operands) -> tuple[Dimension, ...]:
     repeats = [dimension(d) for d in s.value(1).reshape(-1)]
     return tuple(d * r for d, r in zip(s.shape(0), repeats, strict=True))
 
 
-def _gathered(s: _Site) -> tuple[Dimension, ...]:
+def _gathered(s: Operands) -> tuple[Dimension, ...]:
     shape, axis = s.shape(0), s.attrs.get("axis", 0)
     axis = axis + len(shape) if axis < 0 else axis
     return (*shape[:axis], *s.shape(1), *shape[axis + 1 :])
 
 
-def _resized(s: _Site) -> tuple[Dimension, ...]:
+def _resized(s: Operands) -> tuple[Dimension, ...]:
     if s.opset < 13 or s.attrs.get("axes") or s.attrs.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
         raise Unknown
     sizes = [dimension(d) for d in s.value(3).reshape(-1)]
@@ -429,7 +416,7 @@ def _resized(s: _Site) -> tuple[Dimension, ...]:
     return tuple(sizes)
 
 
-_SHAPES: dict[str, Callable[[_Site], tuple[Dimension, ...]]] = {
+_SHAPES: dict[str, Callable[[Operands], tuple[Dimension, ...]]] = {
     "Expand": _expanded,
     "ConstantOfShape": lambda s: tuple(dimension(d) for d in s.value(0).reshape(-1)),
     "Range": _ranged,

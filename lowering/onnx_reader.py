@@ -35,7 +35,7 @@ from ..egraph.operators import IllTyped, infer
 from ..errors import UserError
 from .onnx_bodies import called, captures, domain_of, impure, internalise
 from .onnx_constants import COMPUTED, ROUNDED, small_result
-from .onnx_extents import FOLLOWED, SHAPED, Extents, as_array, as_extents, follow, result_shape
+from .onnx_extents import FOLLOWED, SHAPED, Extents, Operands, as_array, as_extents, follow, result_shape
 from .onnx_functions import functions_of, inline
 from .onnx_guard import check_sizes, check_text, guarded, not_a_model
 from .onnx_inference import inferred_types, skeleton
@@ -378,23 +378,27 @@ class _Reader:
         kind = self.types.get(name)
         return None if kind is None else kind.at(self.symbols.values)  # type: ignore[arg-type]
 
-    def _operands(self, operands: list[int]) -> tuple[list[Extents | None], list[TensorType | None]]:
-        """What operands hold, where they are extents, and their types (None where one is not given)."""
-        held: list[Extents | None] = []
-        for i in operands:
-            value = None if i in self.extents else self._small(i)
-            held.append(self.extents.get(i) if value is None else as_extents(value))
+    def _held(self, index: int) -> Extents | None:
+        """What a node's value holds, if it is a small tensor of extents."""
+        value = None if index in self.extents else self._small(index)
+        return self.extents.get(index) if value is None else as_extents(value)
+
+    def _given(self, operands: list[int]) -> list[TensorType | None]:
+        """The operands' types, None for one that is not given."""
         kinds = [self.builder.nodes[i].type for i in operands]
-        return held, [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
+        return [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
+
+    def _operands(self, node: NodeProto, operands: list[int]) -> Operands:
+        held = [self._held(i) for i in operands]
+        return Operands(_attributes(node), self.opset, held, self._given(operands), self.facts)
 
     def _followed(self, node: NodeProto, operands: list[int]) -> Extents | None:
         """The result of arithmetic on extents."""
         if node.op_type not in FOLLOWED or len(node.output) != 1:
             return None
-        held, types = self._operands(operands)
-        if node.op_type not in ("Shape", "Size") and any(h is None for h in held[:1]):
+        if node.op_type not in ("Shape", "Size") and operands and self._held(operands[0]) is None:
             return None
-        return follow(node.op_type, _attributes(node), self.opset, held, types, self.facts)
+        return follow(node.op_type, self._operands(node, operands))
 
     def _computed(self, node: NodeProto, operands: list[int], extents: Extents | None) -> Weight | None:
         """The result of shape arithmetic on known extents, as exporters leave it behind."""
@@ -428,18 +432,16 @@ class _Reader:
         """Whether the node does nothing: Cast to the same type, Expand, Tile, Pad or Slice to the same shape."""
         if node.op_type not in _IDLE or len(node.output) != 1 or not operands:
             return False
-        kind, attrs = self.builder.nodes[operands[0]].type, _attributes(node)
+        kind, known = self.builder.nodes[operands[0]].type, self._operands(node, operands)
         if not isinstance(kind, TensorType) or kind.dtype in (UNKNOWN, "absent"):
             return False
         if node.op_type == "Cast":
-            return bool(dtype_code(kind.dtype) == attrs.get("to"))
-        held, types = self._operands(operands)
+            return bool(dtype_code(kind.dtype) == known.attrs.get("to"))
         if node.op_type == "Pad":
-            pads = attrs.get("pads") if self.opset < 11 else held[1] if len(held) > 1 else None
+            held = known.held[1] if len(known.held) > 1 else None
+            pads = known.attrs.get("pads") if self.opset < 11 else held
             return pads is not None and all(isinstance(p, int) and p == 0 for p in np.asarray(pads, object).reshape(-1))
-        return kind.shape is not None and kind.shape == result_shape(
-            node.op_type, attrs, self.opset, held, types, self.facts
-        )
+        return kind.shape is not None and kind.shape == result_shape(node.op_type, known)
 
     def _alias(self, node: NodeProto, operands: list[int]) -> bool:
         """Let the output be another name of the first input, if the node only passes it on."""
@@ -474,7 +476,7 @@ class _Reader:
 
     def _core(self, node: NodeProto, operands: list[int]) -> None:
         kinds = [self.builder.nodes[i].type for i in operands]
-        types = [k if isinstance(k, TensorType) and k.dtype != "absent" else None for k in kinds]
+        types = self._given(operands)
         known = self._known(node.output[0])
         site = Site(
             node.op_type, self.opset, {a.name: _attribute(a) for a in node.attribute}, types,
@@ -529,7 +531,7 @@ class _Reader:
         """Operand k, flat, if it is a small tensor of extents."""
         if k >= len(operands):
             return None
-        held = self._operands([operands[k]])[0][0]
+        held = self._held(operands[k])
         return None if held is None else [d if isinstance(d, Polynomial) else int(d) for d in held.reshape(-1)]
 
     def _no_tensor(self, name: str) -> bool:
@@ -552,8 +554,7 @@ class _Reader:
 
     def _refined(self, node: NodeProto, operands: list[int], kind: TensorType) -> TensorType:
         """An opaque operator's type, its shape from what is known of its operands' extents."""
-        held, types = self._operands(operands)
-        shape = result_shape(node.op_type, _attributes(node), self.opset, held, types, self.facts)
+        shape = result_shape(node.op_type, self._operands(node, operands))
         if shape is None:
             return kind
         found = TensorType(shape, kind.dtype)

@@ -214,7 +214,7 @@ def _usual(name: str, axis: int, kind: TensorType) -> int:
             return SEQUENCE
         if _SIDE.search(name):
             return IMAGE
-    if axis and (kind.rank or 0) == 4 and axis > 1 and "float" in kind.dtype:
+    if axis > 1 and kind.rank == 4 and "float" in kind.dtype:
         return IMAGE
     return SEQUENCE if axis == 1 and (kind.rank or 0) in (2, 3) else 1
 
