@@ -153,6 +153,8 @@ class Run:
         with Progress(self.shown, self.options.budget if self.timed else None) as self.progress:
             with self.stage("load", "reading the model"):
                 graph = self.load()
+                if self.target.kind == "onnxruntime" and hasattr(graph.source, "contrib"):
+                    graph = graph.with_source(replace(graph.source, contrib=True))
                 if self.options.inputs is not None:
                     from .lowering.feeds import read_inputs
 
@@ -247,7 +249,7 @@ class Run:
         from .egraph.saturate import saturate
 
         try:
-            rules = rule_set(self.options.rules, self.options.without)
+            rules = rule_set(self.options.rules, self.options.without, graph.writes)
         except KeyError as error:
             from .egraph.rules import families
 

@@ -8,7 +8,7 @@ goes in bulk both ways: new terms and unions enter as relations read from files 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import egglog.bindings as eg
 
 from .graph import attributes
+from .orders import orders
 from .rules.language import Pattern, Rule
-from .terms import TermGraph
+from .terms import COMMUTATIVE, ORIGINAL, TermGraph
 
 # Not PanicSpan: formatting an error with one panics and hides the message.
 _SPAN = eg.EgglogSpan(eg.SrcFile(None, ""), 0, 0)
@@ -41,8 +42,8 @@ class Query:
     rule: int
     relation: str
     columns: tuple[Column, ...]
-    text: str
-    operators: tuple[tuple[str, int], ...]
+    texts: tuple[str, ...]
+    """One for each order of commutative operands; all fill the same relation."""
 
 
 class Engine:
@@ -56,7 +57,10 @@ class Engine:
         self.sent = 0
         self.unions: list[tuple[int, int]] = []
         self.queries: list[Query] = []
-        self.arities: set[int] = set()
+        self.named: dict[str, Query] = {}
+        self.seen: dict[str, set[tuple[int, ...]]] = {}
+        self.seconds: dict[int, float] = {}
+        """Time that egglog took to look for each rule's matches."""
         self.run(
             "(sort T)",
             "(constructor Ref (i64) T)",
@@ -71,9 +75,12 @@ class Engine:
         """Free the e-graph. egglog wants that done by the thread that made it, so it is not left to the collector."""
         del self.graph
 
-    def run(self, *texts: str) -> None:
+    def run(self, *texts: str) -> list[Any]:
+        """Run commands, each text by itself (egglog parses long texts in quadratic time); returns the last's results."""
+        found: list[Any] = []
         for text in texts:
-            self.graph.run_program(*self.graph.parse_program(text))
+            found = self.graph.run_program(*self.graph.parse_program(text))
+        return found
 
     def constructor(self, op: str, arity: int) -> str:
         """egglog's name of this operator with this many operands, declared on first use."""
@@ -112,7 +119,22 @@ class Engine:
                     self.graph.run_program(eg.Input(_SPAN, relation, str(path)))
         self.sent, self.unions = len(self.terms), []
         self.run("(run-schedule (saturate (run insert)))")
-        return self._learn()
+        merged = self._learn()
+        return merged + self.flush() if self._reordered() else merged
+
+    def _reordered(self) -> bool:
+        """Put commutative operands in order again, which mergers may have changed; tells whether any were not."""
+        terms, before = self.terms, len(self.terms)
+        for key in range(before):
+            if terms.ops[key] in COMMUTATIVE:
+                kids = terms.operands[key]
+                if terms.ordered(kids) != tuple(map(terms.find, kids)):
+                    terms.maker = terms.makers[key]
+                    same = terms.add(terms.ops[key], terms.attribute_table[terms.attribute_ids[key]], kids)
+                    if terms.find(same) != terms.find(key):
+                        self.union(key, same)
+        terms.maker = ORIGINAL
+        return len(terms) > before or bool(self.unions)
 
     def _learn(self) -> int:
         """Take over the classes that congruence merged."""
@@ -128,29 +150,29 @@ class Engine:
         self.values = smallest
         return merged
 
-    def search(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """New matches as (rule number, column name → key(s) or attributes), in an order that depends on keys only."""
+    def search(self) -> list[tuple[Query, tuple[int, ...]]]:
+        """Matches that were never seen: the query and, for each of its columns, a key or a number of attributes.
+
+        They come in the order of rules, then keys. Keys are the smallest of their classes.
+        """
         self._compile()
-        self.run("(run match 1)")
-        functions = self.graph.freeze().functions
+        for output in self.run("(run match 1)"):
+            for name, spent in output.report.search_and_apply_time_per_rule.items():
+                query = self.named.get(name)
+                if query is not None:
+                    self.seconds[query.rule] = self.seconds.get(query.rule, 0.0) + spent.total_seconds()
+        functions, number, values = self.graph.freeze().functions, self.graph.value_to_i64, self.values
         found: list[tuple[int, tuple[int, ...], Query]] = []
         for query in self.queries:
+            kinds, seen = [c.kind == "term" for c in query.columns], self.seen.setdefault(query.relation, set())
             for row in functions[query.relation].rows:
-                cells = tuple(
-                    self.terms.find(self.values[v]) if c.kind == "term" else self.graph.value_to_i64(v)
-                    for v, c in zip(row.inputs, query.columns, strict=True)
-                )
-                found.append((query.rule, cells, query))
+                cells = tuple([values[v] if t else number(v) for v, t in zip(row.inputs, kinds, strict=True)])
+                if cells not in seen:
+                    seen.add(cells)
+                    found.append((query.rule, cells, query))
         self.run("(run forget 1)")
         found.sort(key=lambda m: m[:2])
-        for rule, cells, query in found:
-            match: dict[str, Any] = {}
-            for cell, column in zip(cells, query.columns, strict=True):
-                if column.item >= 0:
-                    match.setdefault(column.name, []).append(cell)
-                else:
-                    match[column.name] = cell
-            yield rule, match
+        return [(query, cells) for _, cells, query in found]
 
     def _compile(self) -> None:
         """Compile the rules whose operators are declared by now, for every number of starred operands that occurs."""
@@ -159,30 +181,35 @@ class Engine:
         for number, rule in enumerate(self.rules):
             for arity in arities if rule.starred else [0]:
                 relation = f"m{number}_{arity}"
-                if relation in known:
+                if relation in known or not self._present(rule, arity):
                     continue
                 query = self._query(number, rule, arity, relation)
-                if any(o not in self.declared for o in query.operators):
-                    continue  # no such operator in the e-graph yet, so nothing to find
                 kinds = " ".join("T" if c.kind == "term" else "i64" for c in query.columns)
                 names = " ".join(f"c{i}" for i in range(len(query.columns)))
                 self.run(
                     f"(relation {relation} ({kinds}))",
-                    query.text,
+                    *query.texts,
                     f"(rule (({relation} {names})) ((delete ({relation} {names}))) :ruleset forget)",
                 )
                 self.queries.append(query)
+                self.named.update((f"{relation}_{i}", query) for i in range(len(query.texts)))
+
+    def _present(self, rule: Rule, arity: int) -> bool:
+        """Whether the e-graph has all operators of the left side; else there is nothing to find, and nothing to pay."""
+        return all(
+            (p.op, sum(arity if isinstance(o, str) and o.startswith("*") else 1 for o in p.operands)) in self.declared
+            for root in rule.patterns
+            for p in root.walk()
+        )
 
     def _query(self, number: int, rule: Rule, arity: int, relation: str) -> Query:
-        atoms: list[str] = []
         columns: dict[str, Column] = {}
-        operators: list[tuple[str, int]] = []
 
-        def visit(p: Pattern) -> str:
+        def visit(p: Pattern, atoms: list[str]) -> str:
             operands: list[str] = []
             for operand in p.operands:
                 if isinstance(operand, Pattern):
-                    operands.append(visit(operand))
+                    operands.append(visit(operand, atoms))
                 elif operand.startswith("*"):
                     for i in range(arity):
                         columns[f"v_{operand[1:]}_{i}"] = Column(operand[1:], "term", i)
@@ -197,11 +224,16 @@ class Engine:
                 columns.setdefault(attribute, Column(attribute, "attributes"))
             result = f"v_{p.result}"
             columns.setdefault(result, Column(p.result, "term"))
-            operators.append((p.op, len(operands)))
             atoms.append(f"(= {result} ({p.op}_{len(operands)} {attribute} {' '.join(operands)}))")
             return result
 
-        for pattern in rule.patterns:
-            visit(pattern)
-        text = f"(rule ({' '.join(atoms)}) (({relation} {' '.join(columns)})) :ruleset match)"
-        return Query(number, relation, tuple(columns.values()), text, tuple(operators))
+        bodies: list[list[str]] = []
+        for patterns in orders(rule):
+            bodies.append([])
+            for pattern in patterns:
+                visit(pattern, bodies[-1])
+        head = f"({relation} {' '.join(columns)})"
+        texts = tuple(
+            f'(rule ({" ".join(body)}) ({head}) :ruleset match :name "{relation}_{i}")' for i, body in enumerate(bodies)
+        )
+        return Query(number, relation, tuple(columns.values()), texts)

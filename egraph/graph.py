@@ -134,6 +134,8 @@ def meet(a: Type, b: Type) -> Type:
     Shapes are a lattice (unknown, symbolic, concrete); only a contradiction that holds for every binding is a
     `Conflict`. Of two symbolic dimensions the one over the model's own symbols is kept, else the first.
     """
+    if a == b:
+        return a
     if isinstance(a, TupleType) or isinstance(b, TupleType):
         if not isinstance(a, TupleType) or not isinstance(b, TupleType) or len(a.items) != len(b.items):
             raise Conflict(f"{a} and {b}")
@@ -235,7 +237,8 @@ class Graph:
     output_names, input_names: the source's names, in its order. Unused inputs have an `Input` node too.
     weights: `Weight` by digest.
     opaques: serialised `NodeProto` by digest, for opaque nodes (attribute `proto`).
-    source: what the reader wants to find again when the graph is written (opset, metadata); not interpreted here.
+    source: what the reader wants to find again when the graph is written (opset, metadata). Not interpreted here, but
+    asked which operators it `writes`.
     """
 
     nodes: tuple[Node, ...]
@@ -277,6 +280,11 @@ class Graph:
             op = self.nodes[i].op.removeprefix("::")
             found[op] = found.get(op, 0) + 1
         return dict(sorted(found.items(), key=lambda kv: (-kv[1], kv[0])))
+
+    def writes(self, op: str) -> bool:
+        """Whether rules may introduce this core operator: all of them, unless the source says which."""
+        ask = getattr(self.source, "writes", None)
+        return ask is None or bool(ask(op))
 
     def with_source(self, source: Any) -> Graph:
         return replace(self, source=source)

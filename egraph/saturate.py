@@ -2,28 +2,33 @@
 
 Each iteration lets egglog find all new matches; each match is put to its rule's guards, the right side is built,
 and the two are united. Types are checked before uniting, so an ill-typed rule is refused by name instead of
-spoiling the e-graph.
+spoiling the e-graph. Should a class come to contradict itself all the same, the rules that led there are found, and
+the e-graph is built again without the guilty one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from .engine import Engine
-from .extent import viewed
-from .graph import LEAVES, Conflict, Graph, TensorType, Type, meet
+from .blame import Firing, suspects
+from .engine import Engine, Query
+from .freezing import freeze
+from .graph import Conflict, Graph, TensorType, Type, meet
+from .matching import Binder, Cells
+from .nearness import Ledger, Off
 from .operators import IllTyped, core_operators
+from .report import RuleStatistics, SaturationReport
 from .rules import rule_set
 from .rules.language import HELPERS, Rule
-from .space import SaturationReport, SearchSpace, Selection
+from .space import SearchSpace
 from .terms import ORIGINAL, Term, TermGraph, constant, operator
 
 NARROW = ("float16", "bfloat16")
+OVERFLOW = "may overflow in a narrow dtype"
 
 MATCHES = 10
 """Matches that are looked at, for each e-node of the limit: a rule that refuses all of a million must end as well."""
@@ -37,18 +42,37 @@ def saturate(
     max_iterations: int = 12,
     seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    explain: bool = False,
+    off: Sequence[Off] = (),
 ) -> SearchSpace:
     """The search space of all graphs that `rules` (default: every sound one) reach from `graph`.
 
     Stops when no rule finds anything new ("saturated"), or at a limit ("node limit", "match limit",
     "iteration limit", "time limit"); what was found by then is kept. `progress(iteration, terms)` is called once an
-    iteration.
+    iteration. Rules that make a class contradict itself are left out (`report.excluded`).
+
+    explain: note in `report.misses` where rules almost fired. off: rules that are not to fire, each with the reason;
+    with `explain` the places where they would are noted as well.
     """
-    saturation = Saturation(graph, rule_set() if rules is None else rules)
-    try:
-        return saturation.run(max_enodes, max_iterations, seconds, progress)
-    finally:
-        saturation.engine.close()
+    chosen = tuple(rule_set(writable=graph.writes) if rules is None else rules)
+    limits = Limits(max_enodes, max_iterations, None if seconds is None else time.monotonic() + seconds, progress)
+    start, excluded = time.monotonic(), dict[str, str]()
+    while True:
+        kept = [r for r in chosen if r.name not in excluded]
+        saturation = Saturation(graph, kept, explain, tuple(off)).run(limits)
+        contradiction = saturation.contradiction
+        if contradiction is None:
+            return saturation.space(time.monotonic() - start, excluded)
+        named = saturation.suspects()
+        alone = named if len(named) == 1 else [n for n in named if _sound_without(graph, kept, n, limits)]
+        excluded |= dict.fromkeys(alone or named, contradiction)
+        if not named:  # nothing fired, so it is the model itself that says two things of one value
+            return saturation.space(time.monotonic() - start, {"": contradiction})
+
+
+def _sound_without(graph: Graph, rules: Sequence[Rule], name: str, limits: Limits) -> bool:
+    rest = [r for r in rules if r.name != name]
+    return Saturation(graph, rest).run(limits).contradiction is None
 
 
 def environment(terms: TermGraph) -> dict[str, Any]:
@@ -57,63 +81,98 @@ def environment(terms: TermGraph) -> dict[str, Any]:
     return {**HELPERS, **operators, "constant": lambda array, dtype: constant(terms, array, dtype)}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a saturation ends although there is more to find. `deadline` is a time of `time.monotonic`."""
+
+    enodes: int
+    iterations: int
+    deadline: float | None
+    progress: Callable[[int, int], None] | None
+
+    @property
+    def late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+
+@dataclass
+class Tally:
+    """What one rule did so far."""
+
+    matches: int = 0
+    firings: int = 0
+    known: int = 0
+    unfit: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 @dataclass
 class Saturation:
     """One saturation: the terms, the engine, and what each rule did."""
 
     graph: Graph
     rules: Sequence[Rule]
+    explain: bool = False
+    off: tuple[Off, ...] = ()
     terms: TermGraph = field(default_factory=TermGraph)
-    fired: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, dict[str, int]] = field(default_factory=dict)
-    united: list[tuple[int, int]] = field(default_factory=list)
-    """(rule, key of the right side's root) of every union."""
+    firings: list[Firing] = field(default_factory=list)
+    """Every union that was made, and which rule made it."""
+    stop: str = "iteration limit"
+    iteration: int = 0
 
     def __post_init__(self) -> None:
         self.keys = self.terms.insert(self.graph)
-        self.engine = Engine(self.terms, self.rules)
+        self.own = len(self.terms)
+        off = [o.rule for o in self.off] if self.explain else []
+        self.all: list[Rule] = [*self.rules, *off]
         self.names = environment(self.terms)
-        self.seen: set[tuple[Any, ...]] = set()
+        self.binders: dict[str, Binder] = {}
+        self.tallies: dict[int, Tally] = {}
+        self.ledger = Ledger() if self.explain else None
         self.uniform: dict[tuple[Type, float], int] = {}
         self.looked_at = 0
 
-    def run(
-        self,
-        max_enodes: int,
-        max_iterations: int,
-        seconds: float | None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> SearchSpace:
-        start = time.monotonic()
-        self.flush()
-        stop, iteration, looked = "iteration limit", 0, 0
-        while iteration < max_iterations:
-            iteration += 1
-            before, unions = len(self.terms), len(self.united)
-            for count, (rule, match) in enumerate(self.engine.search()):
-                if len(self.terms) >= max_enodes:
-                    stop = "node limit"
-                    break
-                looked += 1
-                if looked > MATCHES * max_enodes:
-                    stop = "match limit"
-                    break
-                if seconds is not None and count % 64 == 0 and time.monotonic() - start > seconds:
-                    stop = "time limit"
-                    break
-                self.fire(rule, match)
+    def run(self, limits: Limits) -> Saturation:
+        """Search and fire until nothing is new, or a limit is reached, or a class contradicts itself."""
+        self.engine = Engine(self.terms, self.all)
+        try:
             self.flush()
-            if progress:
-                progress(iteration, len(self.terms))
-            if stop != "iteration limit":
-                break
-            if len(self.terms) == before and len(self.united) == unions:
-                stop = "saturated"
-                break
-        for conflict in self.terms.conflicts:
-            self.refused.setdefault("congruence", {}).setdefault(conflict, 1)
-        report = SaturationReport(iteration, time.monotonic() - start, stop, dict(self.fired), dict(self.refused))
-        return self.freeze(report)
+            looked = 0
+            while self.iteration < limits.iterations and self.stop == "iteration limit":
+                self.iteration += 1
+                before, unions, current = len(self.terms), len(self.firings), -1
+                clock = time.perf_counter()
+                for count, (query, cells) in enumerate(self.engine.search()):
+                    if query.rule != current:
+                        now = time.perf_counter()
+                        if current >= 0:
+                            self.tallies[current].seconds += now - clock
+                        current, clock = query.rule, now
+                        self.tallies.setdefault(current, Tally())
+                    if len(self.terms) >= limits.enodes:
+                        self.stop = "node limit"
+                        break
+                    looked += 1
+                    if looked > MATCHES * limits.enodes:
+                        self.stop = "match limit"
+                        break
+                    if count % 64 == 0 and limits.late:
+                        self.stop = "time limit"
+                        break
+                    self.fire(query, cells)
+                if current >= 0:
+                    self.tallies[current].seconds += time.perf_counter() - clock
+                self.flush()
+                if limits.progress:
+                    limits.progress(self.iteration, len(self.terms))
+                if self.terms.conflicts:
+                    self.stop = "contradiction"
+                elif self.stop == "iteration limit" and len(self.terms) == before and len(self.firings) == unions:
+                    self.stop = "saturated"
+        finally:
+            self.engine.close()
+        return self
 
     def flush(self) -> None:
         """Let egglog know what is new, equal constants first: x + 0 has one form, not one for each way to make a 0."""
@@ -123,157 +182,102 @@ class Saturation:
                 first = self.uniform.setdefault((self.terms.types[key], number), key)
                 if self.terms.find(first) != self.terms.find(key):
                     self.engine.union(first, key)
+                    self.firings.append((None, first, key))
         self.looked_at = len(self.terms)
         self.engine.flush()
 
-    def bind(self, rule: Rule, match: dict[str, Any]) -> dict[str, Any] | None:
-        """The rule's names for a match, or None where its attributes do not fit."""
-        names: dict[str, Any] = {}
-        raw: dict[str, Any] = {}
-        for name, key in match.items():
-            if name.startswith("a_"):
-                continue
-            names[name] = [Term(self.terms, k) for k in key] if isinstance(key, list) else Term(self.terms, key)
-        for root in rule.patterns:
-            for p in root.walk():
-                if p.op == "Get" and p.fixed:
-                    continue
-                attrs = dict(self.terms.attribute_table[match[f"a_{p.whole}" if p.whole else f"a_{p.result}"]])
-                if p.whole:
-                    names[p.whole] = {k: viewed(v) for k, v in attrs.items()}
-                for attribute, name in p.named:
-                    if raw.setdefault(name, attrs[attribute]) != attrs[attribute]:
-                        return None
-                    names[name] = viewed(attrs[attribute])
-                if any(attrs[attribute] != value for attribute, value in p.fixed):
-                    return None
-        return names
-
-    def fire(self, number: int, match: dict[str, Any]) -> bool:
+    def fire(self, query: Query, cells: Cells) -> bool:
         """Apply one match; returns whether the e-graph learnt anything."""
-        rule = self.rules[number]
-        signature = (number, *((k, tuple(v) if isinstance(v, list) else v) for k, v in match.items()))
-        if signature in self.seen:
+        number, rule, terms = query.rule, self.all[query.rule], self.terms
+        tally = self.tallies[number]
+        tally.matches += 1
+        binder = self.binders.get(query.relation)
+        if binder is None:
+            binder = self.binders[query.relation] = Binder(terms, rule, query)
+        bound = binder.attributes(cells)
+        if bound is None or (not rule.folds and all(terms.const[terms.find(cells[i])] for _, i in binder.roots)):
+            tally.unfit += 1
             return False
-        self.seen.add(signature)
-        names = self.bind(rule, match)
-        if names is None:
-            return False
-        roots = {r: names[r] for r in rule.roots}
-        if not rule.folds and all(t.const for t in roots.values()):
-            return False
-        if rule.tag == "range" and any(t.dtype in NARROW for t in roots.values()):
-            return self.refuse(rule, "may overflow in a narrow dtype")
-        guard = rule.refusal(names)
+        if rule.tag == "range" and any(getattr(terms.types[terms.find(cells[i])], "dtype", "") in NARROW
+                                       for _, i in binder.roots):  # fmt: skip
+            return self.refuse(binder, cells, OVERFLOW, "tag")
+        guard = binder.refusal(cells, bound)
         if guard is not None:
-            return self.refuse(rule, guard.reason)
-        self.terms.maker = number
+            return self.refuse(binder, cells, guard.reason, "guard" if guard.kind == "sound" else "growth")
+        if number >= len(self.rules):
+            turned = self.off[number - len(self.rules)]
+            return self.refuse(binder, cells, turned.reason, turned.kind)
+        before = len(terms)
+        terms.maker = number
         try:
+            names = binder.names(cells, bound)
             scope = {**self.names, **names}
             exec(rule.right, scope)  # the text is the rule author's, never the user's
-        except (IllTyped, TypeError) as error:
-            return self.refuse(rule, f"ill-typed: {error}" if isinstance(error, IllTyped) else "unknown extents")
+            roots = [(names[r], scope[r]) for r, _ in binder.roots]
+            for old, new in roots:
+                meet(old.type, new.type)
+        except (IllTyped, TypeError, Conflict) as error:
+            terms.forget(before)  # what was built of the right side by then
+            reason = "unknown extents"
+            if isinstance(error, Conflict):
+                reason = f"types differ: {error}"
+            elif isinstance(error, IllTyped):
+                reason = f"ill-typed: {error}"
+            return self.refuse(binder, cells, reason, "guard")
         finally:
-            self.terms.maker = ORIGINAL
+            terms.maker = ORIGINAL
         learnt = False
-        for root, old in roots.items():
-            try:
-                meet(old.type, scope[root].type)
-            except Conflict as conflict:
-                return self.refuse(rule, f"types differ: {conflict}")
-        for root, old in roots.items():
-            new = scope[root]
-            if self.terms.find(old.key) != self.terms.find(new.key):
+        for old, new in roots:
+            if terms.find(old.key) != terms.find(new.key):
                 self.engine.union(old.key, new.key)
-                self.united.append((number, new.key))
+                self.firings.append((number, old.key, new.key))
                 learnt = True
         if learnt:
-            self.fired[rule.name] = self.fired.get(rule.name, 0) + 1
+            tally.firings += 1
+            if self.ledger is not None:
+                self.ledger.fired(binder, cells)
+        else:
+            tally.known += 1
         return learnt
 
-    def refuse(self, rule: Rule, reason: str) -> bool:
-        reasons = self.refused.setdefault(rule.name, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
+    def refuse(self, binder: Binder, cells: Cells, reason: str, kind: Any) -> bool:
+        refused = self.tallies[binder.query.rule].refused
+        refused[reason] = refused.get(reason, 0) + 1
+        if self.ledger is not None:
+            self.ledger.refused(binder, cells, reason, kind)
         return False
 
-    def freeze(self, report: SaturationReport) -> SearchSpace:
-        """The flat arrays of everything that the graph's outputs can reach."""
-        terms, find = self.terms, self.terms.find
-        makers: dict[int, list[str]] = {}
-        for number, key in self.united:
-            makers.setdefault(key, []).append(self.rules[number].name)
-        # e-node (class, operator, attributes, operand classes) → smallest key, whether original, rules
-        Signature = tuple[int, str, int, tuple[int, ...]]
-        enodes: dict[Signature, tuple[int, bool, dict[str, None]]] = {}
-        signature_of: list[Signature] = []
-        for key in range(len(terms)):
-            kids = tuple(find(k) for k in terms.operands[key])
-            signature = (find(key), terms.ops[key], terms.attribute_ids[key], kids)
-            signature_of.append(signature)
-            first, original, rules = enodes.get(signature, (key, False, {}))
-            if terms.makers[key] == ORIGINAL:
-                original = True
-            else:
-                rules.setdefault(self.rules[terms.makers[key]].name)
-            for name in makers.get(key, ()):
-                rules.setdefault(name)
-            enodes[signature] = (first, original, rules)
-        baseline = [signature_of[self.keys[i]] for i in self.graph.live]
-        by_class: dict[int, list[Signature]] = {}
-        for signature in enodes:  # in the order of smallest keys
-            by_class.setdefault(signature[0], []).append(signature)
-        keep = set(baseline)
-        for c, members in by_class.items():
-            if terms.const[c]:  # constants are folded: one acyclic way to compute each is enough
-                members[:] = members[:1]
-            else:  # an e-node that needs its own class can never be selected
-                members[:] = [s for s in members if c not in s[3] or s in keep]
-        live = {s[0] for s in baseline if not terms.const[s[0]]} | {find(self.keys[o]) for o in self.graph.outputs}
-        stack = sorted(live)
-        while stack:
-            for signature in by_class[stack.pop()]:
-                for k in signature[3]:
-                    if k not in live:
-                        live.add(k)
-                        stack.append(k)
-        classes = sorted(live)
-        index = {c: i for i, c in enumerate(classes)}
-        listed = [s for c in classes for s in by_class[c]]
-        position = {s: i for i, s in enumerate(listed)}
-        children = [[index[k] for k in s[3]] for s in listed]
-        names: list[tuple[str, ...]] = [()] * len(classes)
-        for key, node in zip(self.keys, self.graph.nodes, strict=True):
-            c = find(key)
-            if c in index and node.names and not names[index[c]]:
-                names[index[c]] = node.names
-        choice = np.full(len(classes), -1, dtype=np.int32)
-        for c in classes:
-            # the smallest key's operands have smaller keys still, so this choice is acyclic
-            own = [s for s in by_class[c] if enodes[s][1]] or by_class[c]
-            choice[index[c]] = position[min(own, key=lambda s: enodes[s][0])]
-        space = SearchSpace(
-            ops=tuple(s[1] for s in listed),
-            attributes=tuple(terms.attribute_table[s[2]] for s in listed),
-            node_class=np.array([index[s[0]] for s in listed], dtype=np.int32),
-            child_ptr=np.cumsum([0, *map(len, children)], dtype=np.int32),
-            children=np.array([k for kids in children for k in kids], dtype=np.int32),
-            types=tuple(terms.types[c] for c in classes),
-            const=np.array([terms.const[c] for c in classes], dtype=bool),
-            roots=np.array([index[find(self.keys[o])] for o in self.graph.outputs], dtype=np.int32),
-            rules=tuple(tuple(enodes[s][2]) if not enodes[s][1] or enodes[s][2] else () for s in listed),
-            names=tuple(names),
-            original=Selection(choice),
-            baseline=np.array(self._baseline(position, signature_of), dtype=np.int32),
-            graph=replace(self.graph, weights=dict(terms.weights)),
-            report=report,
-        )
-        return replace(space, original=space.selection(choice))
+    @property
+    def contradiction(self) -> str | None:
+        """The first thing that is said of a value and cannot be, or None."""
+        return self.terms.conflicts[0][2] if self.terms.conflicts else None
 
-    def _baseline(self, position: dict[Any, int], signature_of: list[Any]) -> list[int]:
-        """The e-nodes of the input graph's live operators, with repetition where rules made two of them one."""
-        live = [self.keys[i] for i in self.graph.live if self.graph.nodes[i].op not in LEAVES]
-        return [
-            position[signature_of[k]]
-            for k in live
-            if signature_of[k] in position and not self.terms.const[self.terms.find(k)]
-        ]
+    def suspects(self) -> list[str]:
+        """The rules whose firings lead to the first contradiction."""
+        pairs = [(a, b) for a, b, _ in self.terms.conflicts[:1]]
+        return [self.rules[number].name for number in suspects(self.terms, self.firings, pairs)]
+
+    def statistics(self) -> dict[str, RuleStatistics]:
+        """What each rule did, in the order in which they are tried."""
+        made = Counter(self.terms.makers[self.own :])
+        return {
+            self.rules[n].name: RuleStatistics(
+                t.matches, t.firings, t.known, t.unfit, t.refused, made[n], t.seconds + self.engine.seconds.get(n, 0.0)
+            )
+            for n, t in sorted(self.tallies.items())
+            if n < len(self.rules)
+        }
+
+    def space(self, seconds: float, excluded: Mapping[str, str]) -> SearchSpace:
+        """The frozen search space with its report."""
+        stop = "contradiction" if "" in excluded else self.stop
+        report = SaturationReport(
+            self.iteration, seconds, stop, self.statistics(), dict(excluded), terms=len(self.terms)
+        )
+        names = [r.name for r in self.rules]
+        united = [(n, key) for n, _, key in self.firings if n is not None]
+        space, index = freeze(self.graph, self.terms, self.keys, names, united, report)
+        if self.ledger is None:
+            return space
+        misses = self.ledger.misses(self.terms, self.own, self.all, index)
+        return replace(space, report=replace(report, misses=misses))

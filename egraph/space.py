@@ -15,21 +15,11 @@ import numpy as np
 
 from .dimension import Polynomial, substitute
 from .graph import Attributes, Graph, GraphBuilder, TensorType, Type, Weight
+from .report import SaturationReport
 
 
 class IllegalSelection(ValueError):
     """The selection is cyclic, incomplete, or picks an e-node of another class."""
-
-
-@dataclass(frozen=True)
-class SaturationReport:
-    """What saturation did: rounds run, seconds taken, why it stopped, and how often each rule fired."""
-
-    iterations: int = 0
-    seconds: float = 0.0
-    stop_reason: str = "not saturated"
-    fired: Mapping[str, int] = field(default_factory=dict)
-    refused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

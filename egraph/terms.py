@@ -7,9 +7,9 @@ last exchange with egglog. Facts about a class (type, constness) are kept at tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import isclose, isfinite, sqrt
 from operator import add, mul, neg, sub, truediv
 from typing import Any
 
@@ -26,6 +26,10 @@ REAL: dict[str, Callable[..., float]] = {
     "Add": add, "Sub": sub, "Mul": mul, "Div": truediv, "Neg": neg, "Abs": abs, "Sqrt": sqrt,
 }  # fmt: skip
 """What scalar constants are computed with, in float64 as when they are folded."""
+ROUNDING = {"float64": 2.0**-51, "float32": 2.0**-22, "float16": 2.0**-9, "bfloat16": 2.0**-6}
+"""Two units in the last place of each type, relative to the number."""
+NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+"""What changes nothing as the second operand."""
 READ = 1 << 14
 """Weights of at most this many elements are looked at: zero biases and unit scales have no effect."""
 ORIGINAL = -1
@@ -46,18 +50,22 @@ class TermGraph:
     highest: list[int] = field(default_factory=list)
     uniform: list[float | None] = field(default_factory=list)
     """The number that every element of a constant term is, if it is known to be one."""
+    levels: list[int] = field(default_factory=list)
+    """Number of products (MatMul, Conv) on the longest path from the leaves to a term, as it was first made."""
     makers: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
     users: list[list[int]] = field(default_factory=list)
     """Keys of the terms that read a class, kept at its smallest key."""
     attribute_table: list[Attributes] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
-    conflicts: list[str] = field(default_factory=list)
-    """Types that contradict each other in one class: some rule is wrong."""
+    conflicts: list[tuple[int, int, str]] = field(default_factory=list)
+    """Keys in one class of which contradictory things are known, and what: some rule is wrong."""
     maker: int = ORIGINAL
     """The rule that new terms are credited to."""
     _index: dict[tuple[str, int, tuple[int, ...]], int] = field(default_factory=dict)
     _attribute_index: dict[Attributes, int] = field(default_factory=dict)
+    _facts: dict[int, int] = field(default_factory=dict)
+    _fact_index: dict[tuple[Type, bool, float | None], int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -79,14 +87,46 @@ class TermGraph:
         try:
             self.types[a] = meet(self.types[a], self.types[b])
         except Conflict as conflict:  # rules are checked before they unite; this can only follow by congruence
-            self.conflicts.append(str(conflict))
+            self.conflicts.append((a, b, f"types {conflict}"))
+        x, y = self.uniform[a], self.uniform[b]
+        if x is not None and y is not None and not isclose(x, y, rel_tol=1e-2, abs_tol=1e-6):
+            self.conflicts.append((a, b, f"the constants {x:g} and {y:g}"))
         self.const[a] = self.const[a] or self.const[b]
         known = [k for k in (self.lowest[a], self.lowest[b]) if k >= 0]
         self.lowest[a] = min(known, default=-1)
         self.highest[a] = max(self.highest[a], self.highest[b])
         self.uniform[a] = self.uniform[b] if self.uniform[a] is None else self.uniform[a]
         self.users[a].extend(self.users[b])
+        self._facts.pop(a, None)
         return a
+
+    def facts(self, key: int) -> int:
+        """A number for what is known of a term's values: equal for equal type, constness and uniform value."""
+        root = self.find(key)
+        found = self._facts.get(root)
+        if found is None:
+            known = (self.types[root], self.const[root], self.uniform[root])
+            found = self._facts[root] = self._fact_index.setdefault(known, len(self._fact_index))
+        return found
+
+    def forget(self, length: int) -> None:
+        """Take back the terms made since there were `length`; nothing may have been merged or sent since."""
+        for key in range(len(self.ops) - 1, length - 1, -1):
+            kids = self.operands[key]
+            del self._index[self.ops[key], self.attribute_ids[key], kids]
+            for k in dict.fromkeys(kids):
+                self.users[k].pop()
+            self._facts.pop(key, None)
+        for column in (self.ops, self.attribute_ids, self.operands, self.types, self.const, self.lowest, self.highest,
+                       self.uniform, self.makers, self.parent, self.users):  # fmt: skip
+            del column[length:]  # type: ignore[attr-defined]
+
+    def ordered(self, operands: Sequence[int]) -> tuple[int, ...]:
+        """Classes of commutative operands in their one order: constants last, else by age.
+
+        So a sum has one form, whatever order it was written in, and no rule for commutativity is needed.
+        """
+        return tuple(sorted(map(self.find, operands), key=lambda k: (self.const[k], k)))
 
     def attribute_id(self, attrs: Attributes) -> int:
         """The number of this set of attributes (a new one if it was never seen)."""
@@ -97,16 +137,22 @@ class TermGraph:
 
     def add(self, op: str, attrs: Attributes, operands: Sequence[int], kind: Type | None = None) -> int:
         """Key of this term. Raises `IllTyped` if the operator does not apply; not core ones need `kind`, the type."""
-        kids = tuple(self.find(k) for k in operands)
-        if op in COMMUTATIVE:
-            # a sum's constants come last, else the order of making counts: no rule for commutativity is needed
-            kids = tuple(sorted(kids, key=lambda k: (self.const[k], k)))
+        kids = self.ordered(operands) if op in COMMUTATIVE else tuple(self.find(k) for k in operands)
+        if op in ("Transpose", "Reshape") and self.maker != ORIGINAL and self.const[kids[0]]:
+            simple = self._moved(op, attrs, kids[0])
+            if isinstance(simple, int):
+                return simple
+            op, attrs, kids = simple
         a = self.attribute_id(attrs)
         found = self._index.get((op, a, kids))
         if found is not None:
             return found
         if kind is None:
             kind = infer(op, attrs, [self.types[k] for k in kids])
+        if op in NEUTRAL and self.maker != ORIGINAL and all(self.const[k] for k in kids):
+            for x, c in (kids, kids[::-1]) if op in COMMUTATIVE else (kids,):
+                if self.uniform[c] == NEUTRAL[op] and self.types[x] == kind:
+                    return x  # weights times 1 times 1 … would be new constants without end
         key = len(self.ops)
         const = op == "Weight" or (core(op) and bool(kids) and all(self.const[k] for k in kids))
         if op == "Weight":
@@ -115,8 +161,11 @@ class TermGraph:
             lowest = key if matrix and self.maker == ORIGINAL else -1
             highest = lowest
         else:
-            lowest = min((self.lowest[k] for k in kids if self.lowest[k] >= 0), default=-1) if const else -1
-            highest = max((self.highest[k] for k in kids), default=-1) if const else -1
+            # weights stacked along the axis that is summed over (a cell's two products in one) rank as the first does
+            stacked = op == "Concat" and getattr(kind, "rank", 0) == 2 and dict(attrs)["axis"] == 0
+            ranked = kids[:1] if stacked else kids
+            lowest = min((self.lowest[k] for k in ranked if self.lowest[k] >= 0), default=-1) if const else -1
+            highest = max((self.highest[k] for k in ranked), default=-1) if const else -1
         self.ops.append(op)
         self.attribute_ids.append(a)
         self.operands.append(kids)
@@ -125,6 +174,7 @@ class TermGraph:
         self.lowest.append(lowest)
         self.highest.append(highest)
         self.uniform.append(self._uniform(op, attrs, kids) if const else None)
+        self.levels.append(max((self.levels[k] for k in kids), default=0) + (op in ("MatMul", "Conv")))
         self.makers.append(self.maker)
         self.parent.append(key)
         self.users.append([])
@@ -133,11 +183,33 @@ class TermGraph:
         self._index[op, a, kids] = key
         return key
 
+    def _moved(self, op: str, attrs: Attributes, x: int) -> int | tuple[str, Attributes, tuple[int, ...]]:
+        """A constant transposed or reshaped, in its one form: at most one step from the constant it began as.
+
+        Rules leave constant expressions alone, so nothing else would find that a weight transposed there and back is
+        the weight, and a rule that moves transposes into weights would make new ones without end.
+        """
+        kind = self.types[x]
+        if not isinstance(kind, TensorType) or not kind.concrete or kind.shape is None:
+            return op, attrs, (x,)
+        inner = self.attrs(x)
+        if op == "Transpose":
+            perm: Any = dict(attrs)["perm"]
+            if self.ops[x] == "Transpose":
+                return self._moved(op, attributes(perm=[inner["perm"][i] for i in perm]), self.find(self.operands[x][0]))
+            moving = [i for i in perm if kind.shape[i] != 1]
+            if moving != sorted(moving):
+                return op, attrs, (x,)
+            attrs = attributes(shape=[kind.shape[i] for i in perm])  # only extents of 1 change place
+        if self.ops[x] == "Reshape":
+            return self._moved("Reshape", attrs, self.find(self.operands[x][0]))
+        return x if dict(attrs)["shape"] == kind.shape else ("Reshape", attrs, (x,))
+
     def _uniform(self, op: str, attrs: Attributes, kids: Sequence[int]) -> float | None:
         if op == "Weight":
             weight = self.weights[str(dict(attrs)["digest"])]
             value = weight.load() if weight.value is None and weight.type.elements <= READ else weight.value
-            if value is None or not value.size or value.dtype.kind not in "fiuV" or (value != value.flat[0]).any():
+            if value is None or not value.size or value.dtype.kind not in "bfiuV" or (value != value.flat[0]).any():
                 return None
             return float(value.flat[0])
         numbers = [self.uniform[k] for k in kids]
@@ -246,6 +318,27 @@ class Term:
         """Whether this is known to be a constant with every element exactly `number`."""
         return self.terms.uniform[self.terms.find(self.key)] == number
 
+    @property
+    def uniform(self) -> float | None:
+        """The number that every element of this constant is known to be, else None."""
+        return self.terms.uniform[self.terms.find(self.key)]
+
+    def near(self, number: float) -> bool:
+        """Whether every element is known to be `number` as its type can tell it: within two units in the last place.
+
+        Exporters compute constants such as √½ in the model's type, in more than one way.
+        """
+        known = self.uniform
+        return known is not None and abs(known - number) <= abs(number) * ROUNDING.get(self.dtype, 0.0)
+
+    def fits(self, other: Term) -> bool:
+        """Whether broadcasting with `other` gives `other`'s shape, whatever symbols stand for."""
+        own, wanted = self.shape, other.shape
+        behind = wanted[len(wanted) - len(own) :] if len(own) <= len(wanted) else None
+        if behind is None:
+            return False
+        return all((isinstance(e, int) and e == 1) or e == d for e, d in zip(own, behind, strict=True))
+
     def broadcasts_along(self, axis: int, rank: int) -> bool:
         """Whether, as an operand of a result of rank `rank`, its extent along `axis` is 1 (or missing)."""
         own = axis - (rank - self.rank)
@@ -258,18 +351,36 @@ class Term:
         have n²/2 merged forms, each made in one way, and not 2ⁿ.
         """
         terms = self.terms
-        if not 0 <= w.highest < v.lowest or (v.op == "Concat" and v.lowest != v.highest):
+        if not 0 <= w.highest < v.lowest or v.joined:
             return False
-        me, shape = terms.find(self.key), v.shape
+        found = [(terms.find(key), Term(terms, right)) for key, right in self._products()]
+        results = {id(t): {c for c, other in found if other == t} for t in (w, v)}
+        for c, other in found:
+            if other.shape[2:] != v.shape[2:]:  # of another kernel size, say: no sibling
+                continue
+            if w.highest < other.lowest and other.highest < v.lowest:
+                return False
+            for t in (w, v):  # the same product by another expression for its weight: the oldest one merges
+                if c in results[id(t)] and terms.find(other.key) < terms.find(t.key) and other.shape == t.shape:
+                    return False
+        return True
+
+    def _products(self) -> Iterator[tuple[int, int]]:
+        """Products of this term with constants: (key, key of the constant)."""
+        terms = self.terms
+        me = terms.find(self.key)
         for key in terms.users[me]:
             kids = terms.operands[key]
-            if terms.ops[key] not in ("MatMul", "Conv") or terms.find(kids[0]) != me or not terms.const[kids[1]]:
-                continue
-            other = Term(terms, kids[1])
-            # a stranger in between, of another kernel size say, is no sibling
-            if w.highest < other.lowest and other.highest < v.lowest and other.shape[2:] == shape[2:]:
-                return False
-        return True
+            if terms.ops[key] in ("MatMul", "Conv") and terms.find(kids[0]) == me and terms.const[terms.find(kids[1])]:
+                yield key, kids[1]
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is a constant that merges have joined from several weights."""
+        terms, key = self.terms, self.terms.find(self.key)
+        if terms.ops[key] == "Concat" and terms.lowest[key] != terms.highest[key]:
+            return True
+        return terms.const[key] and any(Term(terms, k).joined for k in terms.operands[key])
 
     def __getitem__(self, index: int) -> Term:
         if not isinstance(self.type, TupleType):

@@ -1,4 +1,4 @@
-"""The check of every e-node: in float64, each e-node of a class must compute what the class computes.
+"""The check of every e-node: each e-node of a class must compute what the class computes, and have its type.
 
 Comparing only a graph's outputs misses wrong equalities that no chosen graph happens to use, and cannot say which
 rule is to blame; this check sees each e-node and knows the rules that made it.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..egraph.graph import TensorType, TupleType, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
+
+if TYPE_CHECKING:
+    from .arithmetic import Arithmetic
 
 EXTENT = 3
 """Extent of symbolic dimensions in the check."""
@@ -28,9 +31,12 @@ class Mismatch:
     operator: str
     rules: tuple[str, ...]
     difference: float
+    type: str = ""
+    """What the e-node's value is, where its type says otherwise."""
 
     def __str__(self) -> str:
-        return f"{self.operator} by {', '.join(self.rules) or 'the input'} differs by {self.difference:.3g}"
+        what = f"is {self.type}" if self.type else f"differs by {self.difference:.3g}"
+        return f"{self.operator} by {', '.join(self.rules) or 'the input'} {what}"
 
 
 @dataclass
@@ -42,24 +48,42 @@ class CheckReport:
     worst: float = 0.0
     mismatches: list[Mismatch] = field(default_factory=list)
 
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The rules behind the mismatches, most frequent first."""
+        count: dict[str, int] = {}
+        for mismatch in self.mismatches:
+            for rule in mismatch.rules:
+                count[rule] = count.get(rule, 0) + 1
+        return tuple(sorted(count, key=lambda r: -count[r]))
 
-def check_enodes(space: SearchSpace, seed: int = 0, tolerance: float = 1e-8) -> CheckReport:
-    """Evaluate every e-node of `space` (small graphs only: every class's value is held in float64) and compare.
 
-    Opaque operators and inputs give random tensors: rules must hold whatever those are.
+def check_enodes(
+    space: SearchSpace,
+    seed: int = 0,
+    tolerance: float = 1e-8,
+    arithmetic: Arithmetic | None = None,
+    masked: float = 0.0,
+) -> CheckReport:
+    """Evaluate every e-node of `space` (small graphs only: every class's value is held) and compare.
+
+    Opaque operators and inputs give random tensors: rules must hold whatever those are. `arithmetic` is float64 unless
+    given. `masked` is the share of -inf among the elements of floating-point inputs; NaN is then compared with nothing
+    but an e-node that is NaN where its class is not is a mismatch.
     """
+    from .arithmetic import REALS
+
     space = space.at({}, EXTENT)
-    choice = _complete(space)
-    return _compare(space, choice, range(space.n_nodes), seed, tolerance)
+    return _Check(space, arithmetic or REALS, seed, tolerance, masked).compare(range(space.n_nodes))
 
 
 def guilty_rules(space: SearchSpace, selection: Selection, seed: int = 0, tolerance: float = 1e-6) -> tuple[str, ...]:
     """The rules that made e-nodes of `selection` which do not compute their class; empty if none is found."""
     space = space.at({}, EXTENT)
-    choice = _complete(space)
+    from .arithmetic import REALS
+
     chosen = [*(int(i) for i in selection.choice if i >= 0), *space.baseline.tolist()]
-    report = _compare(space, choice, chosen, seed, tolerance)
-    return tuple(dict.fromkeys(r for m in report.mismatches for r in m.rules))
+    return _Check(space, REALS, seed, tolerance, 0.0).compare(chosen).suspects
 
 
 def _complete(space: SearchSpace) -> list[int]:
@@ -102,76 +126,95 @@ def _order(space: SearchSpace, choice: list[int]) -> list[int]:
     return order
 
 
-def _compare(space: SearchSpace, choice: list[int], enodes: Iterable[int], seed: int, tolerance: float) -> CheckReport:
-    values: list[Any] = [None] * space.n_classes
-    for c in _order(space, choice):
-        values[c] = _value(space, choice[c], values, seed)
-    report = CheckReport()
-    for i in enodes:
-        c = int(space.node_class[i])
-        if i == choice[c]:
-            continue
-        own = _value(space, i, values, seed)
-        if own is None or values[c] is None:
-            report.skipped += 1
-            continue
-        difference = _difference(values[c], own)
-        report.checked += 1
-        if difference <= tolerance:
-            report.worst = max(report.worst, difference)
-        else:
-            # which side of the equation is wrong cannot be told, so the rules of both are named
-            rules = tuple(dict.fromkeys((*space.rules[i], *space.rules[choice[c]])))
-            report.mismatches.append(Mismatch(i, space.ops[i], rules, difference))
-    return report
+class _Check:
+    """Values of all classes of a space, and the comparison of e-nodes with them."""
+
+    def __init__(self, space: SearchSpace, arithmetic: Arithmetic, seed: int, tolerance: float, masked: float) -> None:
+        self.space, self.arithmetic, self.seed = space, arithmetic, seed
+        self.tolerance, self.masked = tolerance, masked
+        self.choice = _complete(space)
+        self.values: list[Any] = [None] * space.n_classes
+        for c in _order(space, self.choice):
+            self.values[c] = self.value(self.choice[c])
+
+    def compare(self, enodes: Iterable[int]) -> CheckReport:
+        report, space = CheckReport(), self.space
+        for i in enodes:
+            c = int(space.node_class[i])
+            own = self.values[c] if i == self.choice[c] else self.value(i)
+            if own is None or self.values[c] is None:
+                report.skipped += 1
+                continue
+            # which side of an equation is wrong cannot be told, so the rules of both are named
+            rules = tuple(dict.fromkeys((*space.rules[i], *space.rules[self.choice[c]])))
+            wrong = _mistyped(own, space.types[c])
+            if wrong:
+                report.mismatches.append(Mismatch(i, space.ops[i], rules, float("inf"), wrong))
+            if i == self.choice[c]:
+                continue
+            difference = self.difference(self.values[c], own)
+            report.checked += 1
+            if difference <= self.tolerance:
+                report.worst = max(report.worst, difference)
+            elif not wrong:
+                report.mismatches.append(Mismatch(i, space.ops[i], rules, difference))
+        return report
+
+    def difference(self, a: Any, b: Any) -> float:
+        if self.masked and not isinstance(a, tuple) and a.is_floating_point() and a.shape == b.shape:
+            a, b = a[~a.isnan()], b[~a.isnan()]
+        return self.arithmetic.difference(a, b)
+
+    def value(self, i: int) -> Any:
+        """Value of e-node i from its operands' classes; None if unknown."""
+        from .evaluation import NotEvaluable
+
+        space, op, kind = self.space, self.space.ops[i], self.space.node_type(i)
+        rng = np.random.default_rng([self.seed, int(space.node_class[i])])
+        try:
+            if op == "Weight":
+                assert isinstance(kind, TensorType)
+                array = space.graph.weights[str(space.attrs(i)["digest"])].load()
+                return self.arithmetic.leaf(kind, np.asarray(array), True, rng)
+            if not core(op):
+                return self.random(kind, rng, op == "Input")
+            operands = [self.values[c] for c in space.child_lists[i]]
+            if any(o is None for o in operands):
+                return None
+            if op == "Get":
+                return operands[0][space.attrs(i)["index"]]
+            return self.arithmetic.node(op, space.attrs(i), operands)
+        except NotEvaluable:
+            return None
+
+    def random(self, kind: Type, rng: np.random.Generator, is_input: bool = False) -> Any:
+        if isinstance(kind, TupleType):
+            return tuple(self.random(t, rng) for t in kind.items)
+        if kind.shape is None:
+            return None
+        shape = [d if isinstance(d, int) else 2 for d in kind.shape]
+        if "float" in kind.dtype:
+            array = rng.normal(size=shape)
+            if is_input and self.masked:
+                array[rng.random(shape) < self.masked] = -np.inf
+            return self.arithmetic.leaf(kind, array, False, rng)
+        if kind.dtype == "bool":
+            return self.arithmetic.leaf(kind, rng.integers(0, 2, shape).astype(bool), False, rng)
+        return self.arithmetic.leaf(kind, rng.integers(0, 2, shape), False, rng)
 
 
-def _value(space: SearchSpace, i: int, values: list[Any], seed: int) -> Any:
-    """Value of e-node i from its operands' classes; None if unknown."""
-    import torch
-
-    from .evaluation import evaluate_node
-
-    op, kind = space.ops[i], space.node_type(i)
-    if op == "Weight":
-        array = space.graph.weights[str(space.attrs(i)["digest"])].load()
-        floating = isinstance(kind, TensorType) and "float" in kind.dtype
-        return torch.as_tensor(np.asarray(array, dtype=np.float64) if floating else np.array(array))
-    if not core(op):
-        return _random(kind, np.random.default_rng([seed, int(space.node_class[i])]))
-    operands = [values[c] for c in space.child_lists[i]]
-    if op == "Get":
-        return None if operands[0] is None else operands[0][space.attrs(i)["index"]]
-    if any(o is None for o in operands):
-        return None
-    return evaluate_node(op, space.attrs(i), operands)
-
-
-def _random(kind: Type, rng: np.random.Generator) -> Any:
-    import torch
-
+def _mistyped(value: Any, kind: Type) -> str:
+    """What a value is, if that is not what its type says; all floating-point types count as one."""
     if isinstance(kind, TupleType):
-        return tuple(_random(t, rng) for t in kind.items)
-    if kind.shape is None:
-        return None
-    shape = [d if isinstance(d, int) else 2 for d in kind.shape]
-    if "float" in kind.dtype:
-        return torch.as_tensor(rng.normal(size=shape))
-    if kind.dtype == "bool":
-        return torch.as_tensor(rng.integers(0, 2, shape).astype(bool))
-    return torch.as_tensor(rng.integers(0, 2, shape))
-
-
-def _difference(a: Any, b: Any) -> float:
-    """Largest difference relative to a's scale; infinite for different shapes or NaN on one side only."""
-    if isinstance(a, tuple):
-        return max(_difference(x, y) for x, y in zip(a, b, strict=True)) if len(a) == len(b) else float("inf")
-    if a.shape != b.shape:
-        return float("inf")
-    if a.numel() == 0:
-        return 0.0
-    a, b = a.double(), b.double()
-    if (a.isnan() != b.isnan()).any():
-        return float("inf")
-    scale = float(a.abs().nan_to_num(0, 0, 0).max())
-    return float((a - b).abs().nan_to_num(0.0).max()) / max(scale, 1e-12)
+        if not isinstance(value, tuple) or len(value) != len(kind.items):
+            return "no such tuple"
+        return next(filter(None, map(_mistyped, value, kind.items)), "")
+    number = getattr(value, "values", value) if not hasattr(value, "dtype") else value
+    if kind.shape is None or not hasattr(number, "shape"):
+        return ""
+    dtype = str(number.dtype).removeprefix("torch.") if number is value else "float"
+    fits = all(not isinstance(d, int) or d == n for d, n in zip(kind.shape, number.shape, strict=False))
+    same = dtype == kind.dtype or ("float" in dtype and "float" in kind.dtype)
+    if same and fits and len(kind.shape) == number.ndim:
+        return ""
+    return f"{dtype}{list(number.shape)}, not {kind}"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ..egraph.dimension import Polynomial
 from ..egraph.dimension import evaluate as extent_of
 from ..egraph.graph import Graph, Node, TupleType, Type
+from .fused_evaluation import RULES as FUSED
 from .onnx_tensor import numpy_dtype
 
 Tensor = torch.Tensor
@@ -92,7 +93,7 @@ def evaluate(
                 bind_symbols(node.type, values[i], binding)
             elif node.op not in ("Weight", "Absent"):
                 present = (k for k in node.inputs if graph.nodes[k].op != "Absent")
-                values[i] = _apply(node, [operand(k) for k in present], binding)
+                values[i] = _apply(node, [operand(k) for k in present], binding, width)
             for k in dict.fromkeys(node.inputs):
                 if last_use[k] == i:
                     values.pop(k, None)
@@ -128,19 +129,24 @@ def bound(attrs: Mapping[str, Any], binding: Mapping[str, int]) -> dict[str, Any
         raise NotEvaluable(f"the extent {error.args[0]} is not known") from error
 
 
-def _apply(node: Node, operands: list[Value], binding: Mapping[str, int]) -> Value:
+def _apply(node: Node, operands: list[Value], binding: Mapping[str, int], width: torch.dtype) -> Value:
     if node.op == "Get":
         parts = operands[0]
         assert isinstance(parts, tuple)
         return parts[node.attrs["index"]]
-    return evaluate_node(node.op, bound(node.attrs, binding), [v for v in operands if isinstance(v, Tensor)])
+    present = [v for v in operands if isinstance(v, Tensor)]
+    return evaluate_node(node.op, bound(node.attrs, binding), present, width)
 
 
-def evaluate_node(op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Value:
-    """The result of one core operator on tensors of one element type (a tuple for Split).
+def evaluate_node(
+    op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor], width: torch.dtype = torch.float64
+) -> Value:
+    """The result of one core operator (a tuple for Split); floating-point operands are all of type `width`.
 
     Raises `NotEvaluable` for opaque operators and for element types that the operator has no meaning for.
     """
+    if op == "Cast":
+        return _cast(inputs[0], str(attrs["to"]), width)
     rule = _RULES.get(op)
     if rule is None:
         raise NotEvaluable(f"operator {op.removeprefix('::')} has no reference implementation")
@@ -154,6 +160,18 @@ def evaluate_node(op: str, attrs: Mapping[str, Any], inputs: Sequence[Tensor]) -
 
 
 _Rule = Callable[[dict[str, Any], list[Tensor]], Value]
+
+
+def _cast(x: Tensor, to: str, width: torch.dtype) -> Tensor:
+    """Floating-point targets are all `width`: over the reals a cast between them changes nothing."""
+    if "float" in to:
+        return x.to(width)
+    target = getattr(torch, to)
+    if x.is_floating_point() and to != "bool":
+        limits = torch.iinfo(target)
+        if not bool(((x > limits.min - 1.0) & (x < limits.max + 1.0)).all()):
+            raise NotEvaluable(f"Cast of numbers to {to}, which cannot hold them")
+    return x.to(target)
 
 
 def _float_only(op: str, x: Tensor) -> None:
@@ -289,6 +307,54 @@ def _layer_normalization(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
     return out + xs[2] if len(xs) == 3 else out
 
 
+def _rms_normalization(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    x, axes = xs[0], tuple(range(attrs["axis"], xs[0].dim()))
+    _float_only("RMSNormalization", x)
+    return x / torch.sqrt((x * x).mean(axes, keepdim=True) + attrs["epsilon"]) * xs[1]
+
+
+def _gelu(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    _float_only("Gelu", xs[0])
+    return F.gelu(xs[0], approximate=attrs["approximate"])
+
+
+def _clip(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    x, low, high = xs[0], attrs["min"], attrs["max"]
+    if not x.is_floating_point():
+        limits = torch.iinfo(x.dtype)
+        low, high = int(max(low, limits.min)), int(min(high, limits.max))
+    return torch.clamp(torch.clamp(x, min=low), max=high)
+
+
+def _hard_sigmoid(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    _float_only("HardSigmoid", xs[0])
+    return torch.clamp(xs[0] * attrs["alpha"] + attrs["beta"], 0, 1)
+
+
+def _pad(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    n, value = xs[0].dim(), attrs["value"]
+    if not xs[0].is_floating_point():
+        value = int(value)
+    return _padded(xs[0], attrs["pads"][:n], attrs["pads"][n:], value)
+
+
+def _gather(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+    x, indices, axis = xs[0], xs[1], attrs["axis"]
+    extent = x.shape[axis]
+    if bool(((indices < -extent) | (indices >= extent)).any()):
+        raise NotEvaluable(f"Gather beyond an extent of {extent}")
+    flat = torch.where(indices < 0, indices + extent, indices).reshape(-1).long()
+    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def _reduction(f: Callable[..., Tensor]) -> _Rule:
+    def rule(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
+        axes = tuple(attrs["axes"])
+        return f(xs[0], dim=axes, keepdim=bool(attrs["keepdims"])).to(xs[0].dtype) if axes else xs[0]
+
+    return rule
+
+
 def _mean(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     _float_only("ReduceMean", x)
     return x.mean(tuple(axes), keepdim=keep) if axes else x
@@ -325,6 +391,33 @@ _RULES: dict[str, _Rule] = {
     "Mul": lambda a, x: x[0] * x[1],
     "Div": _div,
     "Pow": _pow,
+    "Min": lambda a, x: torch.minimum(x[0], x[1]),
+    "Max": lambda a, x: torch.maximum(x[0], x[1]),
+    "Reciprocal": _function("Reciprocal", torch.reciprocal),
+    "Sin": _function("Sin", torch.sin),
+    "Cos": _function("Cos", torch.cos),
+    "Log": _function("Log", torch.log),
+    "Softplus": _function("Softplus", lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype))),
+    "Floor": _function("Floor", torch.floor),
+    "Ceil": _function("Ceil", torch.ceil),
+    "Sign": lambda a, x: torch.sign(x[0]),
+    "HardSwish": _function("HardSwish", lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1)),
+    "Gelu": _gelu,
+    "Swish": lambda a, x: _function("Swish", lambda t: t * torch.sigmoid(a["alpha"] * t))(a, x),
+    "LeakyRelu": lambda a, x: _function("LeakyRelu", lambda t: torch.where(t < 0, a["alpha"] * t, t))(a, x),
+    "Elu": lambda a, x: _function("Elu", lambda t: torch.where(t < 0, a["alpha"] * torch.expm1(t), t))(a, x),
+    "HardSigmoid": _hard_sigmoid,
+    "Clip": _clip,
+    "Equal": lambda a, x: x[0] == x[1],
+    "Greater": lambda a, x: x[0] > x[1],
+    "GreaterOrEqual": lambda a, x: x[0] >= x[1],
+    "Less": lambda a, x: x[0] < x[1],
+    "LessOrEqual": lambda a, x: x[0] <= x[1],
+    "And": lambda a, x: x[0] & x[1],
+    "Or": lambda a, x: x[0] | x[1],
+    "Not": lambda a, x: ~x[0],
+    "IsNaN": lambda a, x: torch.isnan(x[0]),
+    "Where": lambda a, x: torch.where(x[0], x[1], x[2]),
     "MatMul": lambda a, x: torch.matmul(x[0], x[1]),
     "Gemm": _gemm,
     "Conv": _conv,
@@ -334,10 +427,18 @@ _RULES: dict[str, _Rule] = {
     "GlobalAveragePool": lambda a, x: _mean(x[0], range(2, x[0].dim()), True),
     "Softmax": lambda a, x: torch.softmax(x[0], a["axis"]),
     "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _rms_normalization,
     "ReduceMean": lambda a, x: _mean(x[0], a["axes"], bool(a["keepdims"])),
+    "ReduceSum": _reduction(torch.sum),
+    "ReduceMax": _reduction(torch.amax),
+    "ReduceMin": _reduction(torch.amin),
     "Concat": lambda a, x: torch.cat(x, a["axis"]),
     "Split": _split,
     "Slice": _slice,
     "Transpose": lambda a, x: x[0].permute(tuple(a["perm"])),
     "Reshape": _reshape,
+    "Expand": lambda a, x: x[0].expand(tuple(a["shape"])),
+    "Pad": _pad,
+    "Gather": _gather,
+    **FUSED,
 }

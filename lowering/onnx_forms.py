@@ -8,18 +8,41 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..egraph.dimension import Atom, Dimension, Least, Polynomial, Quotient
+from ..egraph.fused import CONTRIB
 from ..egraph.graph import Graph, Node, TensorType
-from ..egraph.operators import BINARY, UNARY
+from ..egraph.operators import BINARY, COMPARISONS, LOGICAL, PLAIN, REDUCTIONS
 from ..errors import UserError
 from .onnx_operators import reshape_target
-from .onnx_tensor import numpy_dtype
+from .onnx_tensor import dtype_code, numpy_dtype
 
-_SINCE = {"Erf": 9, "LayerNormalization": 17}
+SINCE = {
+    "Erf": 9, "LayerNormalization": 17, "RMSNormalization": 23, "Gelu": 20, "Swish": 24, "HardSwish": 14, "Sign": 9,
+    "IsNaN": 9, "Where": 9, "Expand": 8, "GreaterOrEqual": 12, "LessOrEqual": 12, "Min": 8, "Max": 8, "Equal": 11,
+    "Greater": 9, "Less": 9, "Attention": 23, "RotaryEmbedding": 23,
+}  # fmt: skip
+"""The first opset in which the writer can express a core operator for all element types; 7 for the others."""
 
 
-def available(op: str, opset: int) -> bool:
-    """Whether the writer can express a core operator in this opset (7 or later)."""
-    return opset >= _SINCE.get(op, 7)
+RENAMED = {"RMSNormalization": "SimplifiedLayerNormalization", "Gelu": "Gelu", "Swish": "QuickGelu"}
+"""Operators that ONNX Runtime has under these names in opsets where ONNX has them not yet."""
+
+STEPS = ("Attention",)
+"""Operators by which rules get to what ONNX Runtime has, even where they cannot be written themselves."""
+
+
+def available(op: str, opset: int, contrib: bool = False) -> bool:
+    """Whether the writer can express a core operator in this opset (7 or later).
+
+    contrib: for a runtime that has ONNX Runtime's own operators.
+    """
+    if op in CONTRIB:
+        return contrib
+    return opset >= SINCE.get(op, 7) or (contrib and op in RENAMED)
+
+
+def reachable(op: str, opset: int, contrib: bool = False) -> bool:
+    """Whether the operator may be in an e-graph: it can be written, or it leads to one that can."""
+    return available(op, opset, contrib) or (contrib and op in STEPS)
 
 
 class NotWritable(UserError, ValueError):
@@ -42,6 +65,9 @@ class Writer(Protocol):
     def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         """Write a node."""
 
+    def require(self, domain: str, version: int) -> None:
+        """Let the model import a domain."""
+
     def constant(self, value: Sequence[int] | np.ndarray, hint: str) -> str:
         """Name of an initializer with this content; lists are int64."""
 
@@ -53,23 +79,88 @@ Form = Callable[[Writer, Node, list[str], list[str]], None]
 
 
 def _plain(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
-    if not available(node.op, w.opset):
-        raise NotWritable(f"{node.op} needs opset {_SINCE[node.op]}, the model has {w.opset}")
+    _need(w, node)
     w.emit(node.op, inputs, outputs, **node.attrs)
 
 
-def _gemm(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+def _need(w: Writer, node: Node) -> None:
+    if not available(node.op, w.opset) and node.op not in _EARLIER:
+        raise NotWritable(f"{node.op} needs opset {SINCE[node.op]}, the model has {w.opset}")
+
+
+_EARLIER = ("Equal", "Greater", "Less", "Min", "Max")
+"""Older forms of these serve some element types or shapes: whoever read one can write it."""
+
+
+def _gelu(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    _need(w, node)
+    approximate = node.attrs["approximate"]
+    w.emit("Gelu", inputs, outputs, **({} if approximate == "none" else {"approximate": approximate}))
+
+
+def _clip(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    limits, dtype = {k: node.attrs[k] for k in ("min", "max")}, tensor(node.type).dtype
+    if w.opset < 11:
+        if dtype not in ("float32", "float64", "float16"):
+            raise NotWritable(f"Clip of {dtype} needs opset 12, the model has {w.opset}")
+        w.emit("Clip", inputs, outputs, **{k: v for k, v in limits.items() if np.isfinite(v)})
+        return
+    names = [w.constant(np.array(v, numpy_dtype(dtype)), k) if np.isfinite(v) else "" for k, v in limits.items()]
+    while names and not names[-1]:
+        names.pop()
+    w.emit("Clip", [*inputs, *names], outputs)
+
+
+def _cast(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    w.emit("Cast", inputs, outputs, to=dtype_code(node.attrs["to"]))
+
+
+def _expand(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    _need(w, node)
+    before, after = tensor(w.graph.nodes[node.inputs[0]].type).shape or (), node.attrs["shape"]
+    if all(isinstance(d, int) for d in after):
+        w.emit("Expand", [*inputs, w.constant(after, "shape")], outputs)
+        return
+    late = len(after) - len(before)
+    # Expand is a broadcast: 1 stands for an extent that stays as it is
+    kept = [1 if i >= late and before[i - late] is d else d for i, d in enumerate(after)]
+    if all(isinstance(d, int) for d in kept):
+        w.emit("Expand", [*inputs, w.constant([d for d in kept if isinstance(d, int)], "shape")], outputs)
+        return
+    w.emit("Expand", [*inputs, _Extents(w, before, inputs[0]).vector(kept)], outputs)
+
+
+def _pad(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    pads, value = node.attrs["pads"], node.attrs["value"]
+    if w.opset < 11:
+        w.emit("Pad", inputs, outputs, pads=pads, value=value)
+        return
+    names = [w.constant(pads, "pads")]
+    if value:
+        names.append(w.constant(np.array(value, numpy_dtype(tensor(node.type).dtype)), "value"))
+    w.emit("Pad", [*inputs, *names], outputs)
+
+
+def gemm_attributes(node: Node) -> dict[str, Any]:
     a = node.attrs
     defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    attrs = {k: type(d)(a[k]) for k, d in defaults.items() if a[k] != d}
+    return {k: type(d)(a[k]) for k, d in defaults.items() if a[k] != d}
+
+
+def _gemm(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    attrs = gemm_attributes(node)
     if len(inputs) == 2 and w.opset < 11:
         inputs = [*inputs, w.constant(np.zeros(1, numpy_dtype(tensor(node.type).dtype)), "zero")]
     w.emit("Gemm", inputs, outputs, **attrs)
 
 
 def _conv(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+    w.emit("Conv", inputs, outputs, **conv_attributes(w, node))
+
+
+def conv_attributes(w: Writer, node: Node) -> dict[str, Any]:
     kernel = tensor(w.graph.nodes[node.inputs[1]].type).shape or ()
-    w.emit("Conv", inputs, outputs, kernel_shape=kernel[2:], **node.attrs)
+    return {"kernel_shape": kernel[2:], **node.attrs}
 
 
 def _pool(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
@@ -102,14 +193,14 @@ def _softmax(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> No
     w.emit("Transpose", [after], outputs, perm=[perm.index(i) for i in range(last + 1)])
 
 
-def _reduce_mean(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
+def _reduce(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
     axes, keep = node.attrs["axes"], node.attrs["keepdims"]
     if not axes:
         w.emit("Identity", inputs, outputs)
-    elif w.opset < 18:
-        w.emit("ReduceMean", inputs, outputs, axes=axes, keepdims=keep)
+    elif w.opset < (13 if node.op == "ReduceSum" else 18):
+        w.emit(node.op, inputs, outputs, axes=axes, keepdims=keep)
     else:
-        w.emit("ReduceMean", [*inputs, w.constant(axes, "axes")], outputs, keepdims=keep)
+        w.emit(node.op, [*inputs, w.constant(axes, "axes")], outputs, keepdims=keep)
 
 
 def _split(w: Writer, node: Node, inputs: list[str], outputs: list[str]) -> None:
@@ -203,14 +294,20 @@ class _Extents:
 
 
 FORMS: dict[str, Form] = {
-    **dict.fromkeys((*UNARY, *BINARY), _plain),
-    **dict.fromkeys(("MatMul", "BatchNormalization", "GlobalAveragePool", "LayerNormalization", "Concat"), _plain),
+    **dict.fromkeys((*PLAIN, *BINARY, *COMPARISONS, *LOGICAL, "Not", "IsNaN", "Where"), _plain),
+    **dict.fromkeys(("Swish", "LeakyRelu", "Elu", "HardSigmoid", "Gather", "Concat", "MatMul"), _plain),
+    **dict.fromkeys(("BatchNormalization", "GlobalAveragePool", "LayerNormalization", "RMSNormalization"), _plain),
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    "Gelu": _gelu,
+    "Clip": _clip,
+    "Cast": _cast,
+    "Expand": _expand,
+    "Pad": _pad,
     "Gemm": _gemm,
     "Conv": _conv,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Softmax": _softmax,
-    "ReduceMean": _reduce_mean,
     "Split": _split,
     "Slice": _slice,
     "Transpose": _transpose,

@@ -1,7 +1,7 @@
 """ONNX operators in core form: for each, how its node of any opset becomes a core operator of `egraph.operators`.
 
 A converter takes a `Site` and returns a `Core`, or raises `NotCore` with the reason: the node then stays opaque.
-Operator versions are those of https://onnx.ai/onnx/operators/; every converter knows opsets 7 to 22 and later ones
+Operator versions are those of https://onnx.ai/onnx/operators/; every converter knows opsets 7 to 24 and later ones
 that changed element types only.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from ..egraph.dimension import Dimension, Polynomial, divided, symbols_of
 from ..egraph.graph import TensorType
-from ..egraph.operators import BINARY, UNARY
+from ..egraph.operators import BINARY, COMPARISONS, FLOATS, LOGICAL, PLAIN, REDUCTIONS, IllTyped, broadcast
+from .onnx_tensor import dtype_name
 
 _EPSILON = float(np.float32(1e-5))
 
@@ -26,11 +27,15 @@ class NotCore(Exception):
 
 
 class Core(NamedTuple):
-    """A core operator: its name, which of the node's operands it takes, and its attributes."""
+    """A core operator: its name, which of the node's operands it takes, and its attributes.
+
+    results: which of the node's outputs its parts are, if it has several and they are not simply all of them.
+    """
 
     op: str
     operands: tuple[int, ...]
     attrs: dict[str, Any]
+    results: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Site:
     constant: value of an operand that is a weight, else None. outputs: how many outputs are given and read.
     listed: how many outputs are given at all. result: the type that ONNX inferred for the first output, if any.
     extents: what an operand holds, flat, where it is a small tensor of extents, constant or symbolic.
-    given: symbols that a dimension of some input of the model tells.
+    given: symbols that a dimension of some input of the model tells. reads: which outputs are read.
     """
 
     op: str
@@ -54,6 +59,7 @@ class Site:
     result: TensorType | None
     extents: Callable[[int], list[Dimension] | None] = lambda k: None
     given: frozenset[str] = frozenset()
+    reads: frozenset[int] = frozenset()
 
     def has(self, k: int) -> bool:
         return k < len(self.types) and self.types[k] is not None
@@ -99,7 +105,7 @@ Converter = Callable[[Site], Core]
 CONVERTERS: dict[str, Converter] = {}
 
 
-def _converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Converter], Converter]:
+def converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Converter], Converter]:
     """Register a converter, for nodes with no attributes but `attrs` and at most `outputs` outputs that are read."""
     known = frozenset(attrs.split())
 
@@ -118,20 +124,133 @@ def _converts(*ops: str, attrs: str = "", outputs: int = 1) -> Callable[[Convert
     return register
 
 
-@_converts(*UNARY, *BINARY, "MatMul", "GlobalAveragePool")
+@converts(*PLAIN, *BINARY, *COMPARISONS, *LOGICAL, "Not", "Where", "MatMul", "GlobalAveragePool")
 def _plain(s: Site) -> Core:
     return Core(s.op, tuple(range(len(s.types))), {})
 
 
-@_converts("Sum")
+@converts("IsNaN")
+def _is_nan(s: Site) -> Core:
+    _floating(s)
+    return Core("IsNaN", (0,), {})
+
+
+def _floating(s: Site) -> None:
+    kind = s.types[0]
+    if kind is None or kind.dtype not in FLOATS:
+        raise NotCore(f"an operand of type {kind}")
+
+
+@converts("Gelu", attrs="approximate")
+def _gelu(s: Site) -> Core:
+    approximate = s.attrs.get("approximate", "none")
+    if approximate not in ("none", "tanh"):
+        raise NotCore(f"approximate {approximate}")
+    return Core("Gelu", (0,), {"approximate": approximate})
+
+
+_SLOPES = {"Swish": 1.0, "LeakyRelu": float(np.float32(0.01)), "Elu": 1.0}
+
+
+@converts(*_SLOPES, attrs="alpha")
+def _sloped(s: Site) -> Core:
+    return Core(s.op, (0,), {"alpha": float(s.attrs.get("alpha", _SLOPES[s.op]))})
+
+
+@converts("HardSigmoid", attrs="alpha beta")
+def _hard_sigmoid(s: Site) -> Core:
+    attrs = {"alpha": float(s.attrs.get("alpha", np.float32(0.2))), "beta": float(s.attrs.get("beta", 0.5))}
+    return Core("HardSigmoid", (0,), attrs)
+
+
+def _number(s: Site, k: int, default: float) -> float:
+    """Operand k, one constant number that a float64 holds."""
+    if not s.has(k):
+        return default
+    value = s.constant(k)
+    if value is None or value.size != 1:
+        raise NotCore(f"operand {k} is no constant number")
+    number = float(value.reshape(-1)[0])
+    if np.isnan(number) or (value.dtype.kind in "iu" and abs(number) >= 2.0**53):
+        raise NotCore(f"operand {k} is {number}")
+    return number
+
+
+@converts("Clip", attrs="min max")
+def _clip(s: Site) -> Core:
+    if s.opset < 11:
+        largest = float(np.finfo(np.float32).max)
+        low, high = float(s.attrs.get("min", -largest)), float(s.attrs.get("max", largest))
+    else:
+        low, high = _number(s, 1, -np.inf), _number(s, 2, np.inf)
+    return Core("Clip", (0,), {"min": float(low), "max": float(high)})
+
+
+@converts("Cast", attrs="to saturate")
+def _cast(s: Site) -> Core:
+    return Core("Cast", (0,), {"to": dtype_name(s.attrs["to"])})
+
+
+@converts("Expand")
+def _expand(s: Site) -> Core:
+    wanted = s.extents(1)
+    if wanted is None:
+        if s.result is None or s.result.shape is None:
+            raise NotCore("the shape is computed from what is not known")
+        return _expanded(s, s.result.shape)
+    try:
+        return _expanded(s, broadcast(s.shape(), wanted))
+    except IllTyped as error:
+        raise NotCore(str(error)) from error
+
+
+def _expanded(s: Site, shape: Sequence[Dimension]) -> Core:
+    told = {d.name for d in s.shape() if isinstance(d, Polynomial)} | s.given
+    if not told.issuperset(symbols_of(shape)):
+        raise NotCore(f"an extent of {tuple(shape)} is neither known nor the operand's own")
+    if any(isinstance(d, int) and d < 0 for d in shape):
+        raise NotCore(f"shape {tuple(shape)}")
+    return Core("Expand", (0,), {"shape": tuple(shape)})
+
+
+@converts("Pad", attrs="mode pads value")
+def _pad(s: Site) -> Core:
+    if s.attrs.get("mode", "constant") != "constant":
+        raise NotCore(f"mode {s.attrs['mode']}")
+    rank = len(s.shape())
+    pads = s.attrs.get("pads") if s.opset < 11 else s.values(1)
+    value = float(s.attrs.get("value", 0.0)) if s.opset < 11 else _number(s, 2, 0.0)
+    axes = s.values(3)
+    if pads is None or min(pads, default=0) < 0:
+        raise NotCore(f"pads {pads}")
+    chosen = range(rank) if axes is None else [s.axis(a, rank) for a in axes]
+    if len(pads) != 2 * len(chosen) or len(set(chosen)) != len(chosen):
+        raise NotCore("pads and axes do not fit together")
+    every = [0] * (2 * rank)
+    for k, a in enumerate(chosen):
+        every[a], every[rank + a] = pads[k], pads[len(chosen) + k]
+    return Core("Pad", (0,), {"pads": tuple(every), "value": value})
+
+
+@converts("Gather", attrs="axis")
+def _gather(s: Site) -> Core:
+    return Core("Gather", (0, 1), {"axis": s.axis(s.attrs.get("axis", 0), len(s.shape()))})
+
+
+@converts("Sum")
 def _sum(s: Site) -> Core:
     if len(s.types) != 2:
         raise NotCore("a sum of other than two operands")
     return Core("Add", (0, 1), {})
 
 
-@_converts("Gemm", attrs="alpha beta transA transB")
+@converts("Gemm", attrs="alpha beta transA transB")
 def _gemm(s: Site) -> Core:
+    return gemm_core(s)
+
+
+def gemm_core(s: Site) -> Core:
+    """A Gemm, whatever else the node does."""
     addend = s.has(2)
     attrs = {
         "alpha": float(s.attrs.get("alpha", 1.0)),
@@ -182,8 +301,13 @@ def _window(s: Site, kernel: Sequence[int]) -> dict[str, Any]:
     return {"strides": strides, "dilations": dilations, "pads": _pads(s, kernel, strides, dilations)}
 
 
-@_converts("Conv", attrs="auto_pad dilations group kernel_shape pads strides")
+@converts("Conv", attrs="auto_pad dilations group kernel_shape pads strides")
 def _conv(s: Site) -> Core:
+    return conv_core(s)
+
+
+def conv_core(s: Site) -> Core:
+    """A convolution, whatever else the node does."""
     weight = s.known_shape(1)
     if len(weight) < 3 or tuple(s.attrs.get("kernel_shape", weight[2:])) != weight[2:]:
         raise NotCore("kernel_shape does not fit the weight")
@@ -191,27 +315,27 @@ def _conv(s: Site) -> Core:
     return Core("Conv", (0, 1, 2) if s.has(2) else (0, 1), attrs)
 
 
-@_converts("BatchNormalization", attrs="epsilon momentum spatial training_mode", outputs=1)
+@converts("BatchNormalization", attrs="epsilon momentum spatial training_mode", outputs=1)
 def _batch_normalization(s: Site) -> Core:
     if s.attrs.get("training_mode", 0) or s.listed > 1 or not s.attrs.get("spatial", 1):
         raise NotCore("training mode, or statistics of single positions")
     return Core("BatchNormalization", (0, 1, 2, 3, 4), {"epsilon": float(s.attrs.get("epsilon", _EPSILON))})
 
 
-@_converts("MaxPool", attrs="auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
+@converts("MaxPool", attrs="auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
 def _max_pool(s: Site) -> Core:
     kernel = tuple(s.attrs["kernel_shape"])
     return Core("MaxPool", (0,), {"kernel": kernel, **_window(s, kernel), "ceil": int(s.attrs.get("ceil_mode", 0))})
 
 
-@_converts("AveragePool", attrs="auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
+@converts("AveragePool", attrs="auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
 def _average_pool(s: Site) -> Core:
     kernel = tuple(s.attrs["kernel_shape"])
     attrs = {"kernel": kernel, **_window(s, kernel), "ceil": int(s.attrs.get("ceil_mode", 0))}
     return Core("AveragePool", (0,), {**attrs, "include_pad": int(bool(s.attrs.get("count_include_pad", 0)))})
 
 
-@_converts("Softmax", attrs="axis")
+@converts("Softmax", attrs="axis")
 def _softmax(s: Site) -> Core:
     rank = len(s.shape())
     if s.opset >= 13:
@@ -225,7 +349,7 @@ def _softmax(s: Site) -> Core:
     return Core("Softmax", (0,), {"axis": wide[0] if wide else axis})
 
 
-@_converts("LayerNormalization", attrs="axis epsilon stash_type")
+@converts("LayerNormalization", attrs="axis epsilon stash_type")
 def _layer_normalization(s: Site) -> Core:
     if s.attrs.get("stash_type", 1) != 1:
         raise NotCore("stash_type other than float")
@@ -234,23 +358,31 @@ def _layer_normalization(s: Site) -> Core:
     return Core("LayerNormalization", (0, 1, 2) if s.has(2) else (0, 1), attrs)
 
 
-@_converts("ReduceMean", attrs="axes keepdims noop_with_empty_axes")
-def _reduce_mean(s: Site) -> Core:
-    rank, axes = len(s.shape()), s.axes(since=18)
+@converts("RMSNormalization", attrs="axis epsilon stash_type")
+def _rms_normalization(s: Site) -> Core:
+    if s.attrs.get("stash_type", 1) != 1:
+        raise NotCore("stash_type other than float")
+    axis = s.axis(s.attrs.get("axis", -1), len(s.shape()))
+    return Core("RMSNormalization", (0, 1), {"axis": axis, "epsilon": float(s.attrs.get("epsilon", _EPSILON))})
+
+
+@converts(*REDUCTIONS, attrs="axes keepdims noop_with_empty_axes")
+def _reduce(s: Site) -> Core:
+    rank, axes = len(s.shape()), s.axes(since=13 if s.op == "ReduceSum" else 18)
     if axes is None and not s.attrs.get("noop_with_empty_axes", 0):
         axes = tuple(range(rank))
     if not axes:
         raise NotCore("no axes")
     resolved = tuple(sorted({s.axis(a, rank) for a in axes}))
-    return Core("ReduceMean", (0,), {"axes": resolved, "keepdims": int(bool(s.attrs.get("keepdims", 1)))})
+    return Core(s.op, (0,), {"axes": resolved, "keepdims": int(bool(s.attrs.get("keepdims", 1)))})
 
 
-@_converts("Concat", attrs="axis")
+@converts("Concat", attrs="axis")
 def _concat(s: Site) -> Core:
     return Core("Concat", tuple(range(len(s.types))), {"axis": s.axis(s.attrs["axis"], len(s.shape()))})
 
 
-@_converts("Split", attrs="axis num_outputs split", outputs=1 << 30)
+@converts("Split", attrs="axis num_outputs split", outputs=1 << 30)
 def _split(s: Site) -> Core:
     axis = s.axis(s.attrs.get("axis", 0), len(s.shape()))
     sizes = s.values(1) if s.opset >= 13 else s.attrs.get("split")
@@ -269,7 +401,7 @@ def _split(s: Site) -> Core:
     return Core("Split", (0,), {"axis": axis, "sizes": tuple(sizes)})
 
 
-@_converts("Slice", attrs="axes ends starts")
+@converts("Slice", attrs="axes ends starts")
 def _slice(s: Site) -> Core:
     if s.opset < 10:
         starts, ends, axes, steps = s.attrs["starts"], s.attrs["ends"], s.attrs.get("axes"), None
@@ -292,7 +424,7 @@ def _slice(s: Site) -> Core:
     return Core("Slice", (0,), ordered)
 
 
-@_converts("Transpose", attrs="perm")
+@converts("Transpose", attrs="perm")
 def _transpose(s: Site) -> Core:
     rank = len(s.shape())
     return Core("Transpose", (0,), {"perm": tuple(s.attrs.get("perm", range(rank - 1, -1, -1)))})
@@ -315,7 +447,7 @@ def reshape_target(before: Sequence[Dimension], after: Sequence[Dimension]) -> l
     return target if target.count(-1) <= 1 else None
 
 
-@_converts("Reshape", attrs="allowzero")
+@converts("Reshape", attrs="allowzero")
 def _reshape(s: Site) -> Core:
     before = s.shape()
     wanted = s.extents(1)
@@ -338,7 +470,7 @@ def _reshape(s: Site) -> Core:
     return _reshaped(s, shape)
 
 
-@_converts("Flatten", attrs="axis")
+@converts("Flatten", attrs="axis")
 def _flatten(s: Site) -> Core:
     shape = s.shape()
     axis = s.attrs.get("axis", 1)
@@ -348,7 +480,7 @@ def _flatten(s: Site) -> Core:
     return _reshaped(s, (prod(shape[:axis]), prod(shape[axis:])))
 
 
-@_converts("Squeeze", attrs="axes")
+@converts("Squeeze", attrs="axes")
 def _squeeze(s: Site) -> Core:
     shape, axes = s.shape() if s.axes(since=13) is not None else s.known_shape(), s.axes(since=13)
     gone = {s.axis(a, len(shape)) for a in axes} if axes is not None else {i for i, d in enumerate(shape) if d == 1}
@@ -357,7 +489,7 @@ def _squeeze(s: Site) -> Core:
     return _reshaped(s, [d for i, d in enumerate(shape) if i not in gone])
 
 
-@_converts("Unsqueeze", attrs="axes")
+@converts("Unsqueeze", attrs="axes")
 def _unsqueeze(s: Site) -> Core:
     shape, axes = list(s.shape()), s.axes(since=13)
     if axes is None:

@@ -37,9 +37,10 @@ from .onnx_bodies import called, captures, domain_of, impure, internalise
 from .onnx_constants import COMPUTED, ROUNDED, small_result
 from .onnx_extents import FOLLOWED, SHAPED, Extents, Operands, as_array, as_extents, follow, result_shape
 from .onnx_functions import functions_of, inline
+from .onnx_fused import CONVERTERS
 from .onnx_guard import check_sizes, check_text, guarded, not_a_model
 from .onnx_inference import inferred_types, skeleton
-from .onnx_operators import CONVERTERS, Core, NotCore, Site, convert
+from .onnx_operators import Core, NotCore, Site, convert
 from .onnx_opset import OLDEST_OPSET, convert_opset, opset_of
 from .onnx_records import Records
 from .onnx_storage import Store, elsewhere, read
@@ -176,7 +177,7 @@ def _check(model: ModelProto, label: str) -> None:
             raise UserError(f"{label}: opset {version} is newer than {newest}, the last that the installed onnx knows")
 
 
-_IDLE = frozenset(("Cast", "Expand", "Tile", "Pad", "Slice"))
+_IDLE = frozenset(("Cast", "Expand", "Tile", "Pad"))
 """Operators that exporters write where they do nothing."""
 
 
@@ -318,6 +319,8 @@ class _Reader:
                 return
             if extents is not None and self._known_before(node, extents):
                 return
+            if self._passes_on(node, operands) and self._alias(node, operands):
+                return
             if op in CONVERTERS:
                 try:
                     self._core(node, operands)
@@ -326,8 +329,12 @@ class _Reader:
                     return
                 except (NotCore, IllTyped, KeyError, IndexError, TypeError, ValueError):
                     pass  # whatever does not fit exactly stays opaque
-            if self._passes_on(node, operands) and self._alias(node, operands):
+        elif f"{domain}::{op}" in CONVERTERS and called(node) not in self.functions and node.output and operands:
+            try:
+                self._core(node, operands)
                 return
+            except (NotCore, IllTyped, KeyError, IndexError, TypeError, ValueError):
+                pass
         self._opaque(number, node, domain, operands)
         if extents is not None:
             self.extents[self.values[node.output[0]]] = extents
@@ -429,7 +436,7 @@ class _Reader:
         return weight.value if weight.value is not None else weight.load()
 
     def _passes_on(self, node: NodeProto, operands: list[int]) -> bool:
-        """Whether the node does nothing: Cast to the same type, Expand, Tile, Pad or Slice to the same shape."""
+        """Whether the node does nothing: Cast to the same type, Expand, Tile or Pad to the same shape."""
         if node.op_type not in _IDLE or len(node.output) != 1 or not operands:
             return False
         kind, known = self.builder.nodes[operands[0]].type, self._operands(node, operands)
@@ -478,11 +485,14 @@ class _Reader:
         kinds = [self.builder.nodes[i].type for i in operands]
         types = self._given(operands)
         known = self._known(node.output[0])
+        domain = domain_of(node.domain)
+        name = f"{domain}::{node.op_type}" if domain else node.op_type
         site = Site(
-            node.op_type, self.opset, {a.name: _attribute(a) for a in node.attribute}, types,
+            name, self.opset, {a.name: _attribute(a) for a in node.attribute}, types,
             lambda k: self._value(operands[k]), sum(name in self.readers for name in node.output if name),
             len(node.output), known, lambda k: self._extents(operands, k),
             frozenset(self.symbols.given),
+            frozenset(k for k, name in enumerate(node.output) if name and name in self.readers),
         )  # fmt: skip
         core = convert(site)
         if any(types[k] is None for k in core.operands) or (site.outputs and not node.output[0] and core.op != "Split"):
@@ -490,6 +500,8 @@ class _Reader:
         attrs = attributes(**core.attrs)
         kind = infer(core.op, attrs, [kinds[k] for k in core.operands])
         names = tuple(node.output)
+        if core.results is not None:
+            names = tuple(names[k] for k in core.results)
         if isinstance(kind, TensorType):
             self._agree(kind, known)
             self._spelled(node, core, operands)
@@ -498,7 +510,8 @@ class _Reader:
         else:
             for name, item in zip(names, kind.items, strict=True):
                 self._agree(item, self._known(name))
-            self._spelled(node, core, operands)
+            if core.results is None:
+                self._spelled(node, core, operands)
             index = self.builder.add(core.op, (operands[k] for k in core.operands), attrs, kind, names)
             self._project(index, names)
 
@@ -511,7 +524,7 @@ class _Reader:
                 slots.append(core.operands.index(k))
             elif nodes[i].op == "Absent":
                 slots.append(None)
-            elif self._small(i) is not None:
+            elif self._small(i, "iubfV") is not None:
                 slots.append(self._handle(i))
             else:
                 return

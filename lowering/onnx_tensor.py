@@ -299,6 +299,7 @@ class OnnxSource:
     defaults: initializers of inputs that a caller may override (IR version 4 and later).
     external: whether weights came from an external data file. path: where the model was read from, if from a file.
     store: where its weights lie, if it was read from a file. records: names and documentation of nodes and values.
+    contrib: whether operators of com.microsoft, which only ONNX Runtime has, may be introduced.
     """
 
     skeleton: onnx.ModelProto
@@ -307,6 +308,13 @@ class OnnxSource:
     path: Path | None
     store: Store | None = field(default=None, repr=False)
     records: Records | None = field(default=None, repr=False)
+    contrib: bool = False
+
+    def writes(self, op: str) -> bool:
+        """Whether a rule may introduce this core operator: the model's opset has it, or the runtime it is meant for."""
+        from .onnx_forms import available
+
+        return available(op, self.opset, self.contrib)
 
     @property
     def opset(self) -> int:

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..egraph.fused import CONTRIB
 from ..egraph.graph import Graph, Node, TensorType, TupleType, Weight
 from .onnx_bodies import free_names, names_within, rename, rename_own, subgraphs
-from .onnx_forms import FORMS, NotWritable, tensor
+from .onnx_forms import SINCE, NotWritable, tensor
+from .onnx_fused import FORMS
 from .onnx_names import Names
 from .onnx_records import Records, Spelling
 from .onnx_spellings import Spellings
@@ -62,8 +64,10 @@ class Writer:
         self.records = (self.source.records if self.source else None) or Records()
         imports = [o for o in self.out.opset_import if o.domain in ("", "ai.onnx")]
         if not imports:
-            self.out.opset_import.add(domain="", version=DEFAULT_OPSET)
-        self.opset = imports[0].version if imports else DEFAULT_OPSET
+            # what the graph needs: rules that knew of no opset introduce whatever they like
+            needed = max((SINCE.get(graph.nodes[i].op, 7) for i in graph.live), default=7)
+            self.out.opset_import.add(domain="", version=max(DEFAULT_OPSET, needed))
+        self.opset = next(o.version for o in self.out.opset_import if o.domain in ("", "ai.onnx"))
         self.nodes = self.out.graph.node
         self.live = graph.live
         self.protos = {i: self._proto(graph.nodes[i]) for i in self.live if graph.nodes[i].opaque}
@@ -233,7 +237,8 @@ class Writer:
                 out.value_info.append(info)
         for i in self.live:
             node = graph.nodes[i]
-            if node.opaque and not node.op.startswith("::"):  # ONNX cannot infer the types of other domains
+            if (node.opaque and not node.op.startswith("::")) or node.op in CONTRIB:
+                # ONNX cannot infer the types of other domains
                 kinds_out = node.type.items if isinstance(node.type, TupleType) else (node.type,)
                 for name, kind in zip(self.names.known_outputs(i), kinds_out, strict=True):
                     known = name in graph.output_names or name in self.records.infos
@@ -258,6 +263,11 @@ class Writer:
         for name in (*named, *free_names(info.algorithm), *free_names(info.initialization)):
             if name not in made:
                 raise NotWritable(f"the training information refers to {name!r}, which would be gone")
+
+    def require(self, domain: str, version: int) -> None:
+        """Let the model import a domain, if it does not yet."""
+        if all(o.domain != domain for o in self.out.opset_import):
+            self.out.opset_import.add(domain=domain, version=version)
 
     def emit(self, op: str, inputs: Iterable[str], outputs: Iterable[str], **attrs: Any) -> None:
         names = list(outputs)

@@ -31,7 +31,7 @@ _STEPS = (
 )  # fmt: skip
 """In the names of operators that can turn a small change into a large one."""
 
-_UNCHANGED = ("Reshape", "::Reshape", "::Cast", "::Squeeze", "::Unsqueeze", "::Identity", "::Flatten")
+_UNCHANGED = ("Reshape", "::Reshape", "Cast", "::Cast", "::Squeeze", "::Unsqueeze", "::Identity", "::Flatten")
 
 
 @dataclass

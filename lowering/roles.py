@@ -177,7 +177,7 @@ class _Flow:
                     negative = content.min() <= -HUGE
                     inverted = {n: s for n, s in x.origins.items() if negative or s[0] == -math.inf or s[1] < 0}
                     self._masks(inverted, "factor")
-        if op == "Cast" and isinstance(attrs, NodeProto) and _attribute(attrs, "to", 0) == TensorProto.BOOL:
+        if op == "Cast" and _attribute(attrs, "to", 0) in (TensorProto.BOOL, "bool"):
             self._masks(xs[0].origins, "factor")
         if op in ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual") and len(xs) == 2:
             for x, c in (xs, xs[::-1]):

@@ -15,6 +15,7 @@ from xrlflow import zoo
 from xrlflow.egraph.saturate import saturate
 from xrlflow.errors import UserError
 from xrlflow.lowering import load, save, to_onnx, verify
+from xrlflow.lowering.folding import NEGLIGIBLE
 from xrlflow.lowering.quantisation import quantised
 
 ort.set_default_logger_severity(4)
@@ -123,7 +124,7 @@ def test_models_keep_names_of_values_nodes_and_weights(source):
     infos = {i.name: i for i in proto.graph.value_info}
     assert [i for i in out.graph.value_info if infos.get(i.name) != i] == []
     assert {i.name for i in out.graph.value_info} == {name for name in infos if name in made}
-    assert out.ByteSize() <= proto.ByteSize()
+    assert out.ByteSize() <= proto.ByteSize() + 8 * NEGLIGIBLE  # what a small constant expression may take more
 
 
 def documented():

@@ -277,10 +277,10 @@ def test_constants_that_bodies_capture_do_not_stop_a_conversion_downward():
 
 def test_functions_are_inlined_where_the_new_opset_would_change_them():
     f = helper.make_function(
-        "my", "f", ["a"], ["o"], [node("Celu", ["a"], ["c"]), node("Clip", ["c", "", "top"], ["o"])],
+        "my", "f", ["a"], ["o"], [node("Celu", ["a"], ["c"]), node("PRelu", ["c", "slope"], ["o"])],
         [helper.make_opsetid("", 13)],
     )  # fmt: skip
-    f.node.insert(0, node("Constant", [], ["top"], value_float=0.5))
+    f.node.insert(0, node("Constant", [], ["slope"], value_float=0.5))
     graph = helper.make_graph([node("f", ["x"], ["y"], domain="my")], "g", [value("x", [3])], [value("y", [3])])
     imports = [helper.make_opsetid("", 13), helper.make_opsetid("my", 1)]
     proto = helper.make_model(graph, ir_version=8, opset_imports=imports, functions=[f])

@@ -1,134 +1,134 @@
-"""Every rule equals what it says; every guard refuses its counter-example, and must."""
+"""Every rule equals what it says: over the reals, over a finite field, with infinities and in float16; every guard
+refuses its counter-example, and must."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from xrlflow.egraph.dimension import dimension
-from xrlflow.egraph.extent import viewed
-from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight, attributes, meet
+from xrlflow.egraph.graph import GraphBuilder, TensorType, meet
 from xrlflow.egraph.operators import IllTyped
 from xrlflow.egraph.rules import families, rule_set
 from xrlflow.egraph.rules.language import Free, Guard, Rule, T, W
-from xrlflow.egraph.saturate import environment, saturate
-from xrlflow.egraph.terms import Term, TermGraph
-from xrlflow.lowering import NotEvaluable, evaluate_node
-from xrlflow.lowering.evaluation import bound
+from xrlflow.egraph.saturate import saturate
+from xrlflow.lowering import NotEvaluable, instances
+from xrlflow.lowering.arithmetic import REALS
+from xrlflow.lowering.instances import (
+    DISTRIBUTIONS,
+    Instance,
+    field_agrees,
+    in_field,
+    keeps_infinities,
+    mask_safe,
+    unbounded,
+)
 
 RULES = rule_set()
 CASES = [pytest.param(r, e, id=f"{r.name}-{i}") for r in RULES for i, e in enumerate(r.examples)]
 GUARDS = [pytest.param(r, g, id=f"{r.name}-{i}") for r in RULES for i, g in enumerate(r.where)]
-DISTRIBUTIONS = ("normal", "uniform", "wide", "integers")
 
 
-class Instance:
-    """The left side of a rule, built for one example, with values for its free terms under a binding of symbols."""
-
-    def __init__(
-        self, rule: Rule, example: Any, distribution: str = "normal", seed: int = 0, binding: Any = None
-    ) -> None:
-        self.rule, self.terms, self.binding = rule, TermGraph(), binding or {}
-        self.rng, self.distribution = np.random.default_rng(seed), distribution
-        self.inputs: dict[int, np.ndarray] = {}
-        self.names = {name: self.bind(name, value) for name, value in example.items()}
-        self.scope = {**environment(self.terms), **self.names}
-        exec(rule.left, self.scope)
-        self.names |= {p.result: self.scope[p.result] for p in rule.patterns}
-
-    def values(self, free: Free) -> np.ndarray:
-        shape = free.type.at(self.binding).shape
-        if free.values is not None:
-            return np.asarray(free.values).reshape(shape)
-        if free.type.dtype == "int64" or self.distribution == "integers":
-            return self.rng.integers(-4, 5, shape).astype(np.float64)
-        if self.distribution == "uniform":
-            return self.rng.uniform(0.5, 2.0, shape)
-        scale = 1e3 if self.distribution == "wide" else 1.0
-        return self.rng.normal(size=shape) * scale
-
-    def bind(self, name: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self.bind(f"{name}{i}", v) for i, v in enumerate(value)]
-        if not isinstance(value, Free):
-            return viewed(value)
-        array = self.values(value)
-        if value.kind == "weight":
-            # float64 arrays declared as the example's dtype: the check is over the reals
-            digest = Weight.of(array.astype(value.type.dtype), name)
-            weight = Weight(name, value.type, digest.digest, lambda: array, digest.value)
-            return Term(self.terms, self.terms.weight(weight))
-        key = self.terms.add("Input", attributes(name=name), (), value.type)
-        self.inputs[key] = array
-        return Term(self.terms, key)
-
-    def roots(self) -> dict[str, Term]:
-        return {r: self.scope[r] for r in self.rule.roots}
-
-    def right(self) -> dict[str, Term]:
-        scope = dict(self.scope)
-        exec(self.rule.right, scope)
-        return {r: scope[r] for r in self.rule.roots}
-
-    def evaluate(self, key: int) -> Any:
-        memo: dict[int, Any] = {}
-        for k in range(key + 1):  # operands have smaller keys
-            op, attrs = self.terms.ops[k], self.terms.attrs(k)
-            integer = getattr(self.terms.types[k], "dtype", "") == "int64"
-            if op == "Input":
-                memo[k] = torch.as_tensor(self.inputs[k]).to(torch.int64 if integer else torch.float64)
-            elif op == "Weight":
-                array = self.terms.weights[attrs["digest"]].load()
-                memo[k] = torch.as_tensor(array).to(torch.int64 if integer else torch.float64)
-            elif op == "Get":
-                memo[k] = memo[self.terms.operands[k][0]][attrs["index"]]
-            else:
-                memo[k] = evaluate_node(op, bound(attrs, self.binding), [memo[o] for o in self.terms.operands[k]])
-        return memo[key]
-
-    def largest_difference(self) -> float:
-        """Over the roots, relative to the left side's scale; infinite where types differ or one side is ill-typed."""
-        try:
-            right = self.right()
-        except (IllTyped, TypeError, IndexError):
-            return float("inf")
-        worst = 0.0
-        for name, left in self.roots().items():
-            if right[name].type != left.type:
-                return float("inf")
-            a, b = (self.evaluate(t.key).to(torch.float64) for t in (left, right[name]))
-            worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)))
-        return worst
-
-
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(("rule", "example"), CASES)
-def test_both_sides_are_equal(rule: Rule, example: Any, distribution: str) -> None:
-    instance = Instance(rule, example, distribution)
-    assert rule.refusal(instance.names) is None
-    assert instance.largest_difference() < 1e-12
+def test_both_sides_are_equal(rule: Rule, example: Any) -> None:
+    for distribution in DISTRIBUTIONS:
+        instance = Instance(rule, example, distribution)
+        assert rule.refusal(instance.names) is None
+        assert instance.largest_difference() < 1e-12, distribution
 
 
-def graph_of(instance: Instance) -> Graph:
-    """The left side as a graph, for saturation."""
-    builder, made = GraphBuilder(), {}
-    builder.weights = dict(instance.terms.weights)
-    for k in range(len(instance.terms)):
-        kind = instance.terms.types[k]
-        if instance.terms.ops[k] == "Input":
-            made[k] = builder.input(instance.terms.attrs(k)["name"], kind)  # type: ignore[arg-type]
-        else:
-            operands = [made[o] for o in instance.terms.operands[k]]
-            made[k] = builder.add(instance.terms.ops[k], operands, attributes(**instance.terms.attrs(k)), kind)
-    return builder.build({name: made[t.key] for name, t in instance.roots().items()})
+# Over a prime field: exact, so that no tolerance hides a difference
+
+_OF_MAXIMA = [n for f in ("sigmoid", "tanh", "leakyrelu") for n in (f"max-pool-of-{f}", f"{f}-of-max-pool")]
+_FORMS = ("", "-halved-last", "-halved-first", "-multiplied-out")
+FLOAT_ONLY: dict[str, tuple[str, ...]] = {
+    "the function is not negative": ("relu-of-sigmoid", "relu-of-abs"),
+    "the order of the bounds, 0 and 6 say": ("clip-of-relu", "clip-of-clip"),
+    "the function is increasing": tuple(
+        name for f in ("sigmoid", "tanh", "leakyrelu") for name in (f"max-pool-of-{f}", f"{f}-of-max-pool")
+    ),
+    "what is padded with is below all elements": ("pad-into-max-pool",),
+    "the constants √2, √(2/π) and 0.044715, as the dtype rounds them": tuple(
+        f"{name}{form}" for name in ("gelu", "gelu-by-quotient", "tanh-gelu", "tanh-gelu-factored") for form in _FORMS
+    ),
+    "clip(6x, 0, 6) = 6·clip(x, 0, 1)": (
+        "hard-sigmoid", "hard-sigmoid-from-clip", "hard-swish", "hard-swish-from-clip"
+    ),
+}  # fmt: skip
+"""Properties of real functions and numbers beyond algebra, and the rules that rely on them: float64 alone speaks."""
+REAL = frozenset(name for names in FLOAT_ONLY.values() for name in names)
+
+
+@pytest.mark.parametrize(("rule", "example"), CASES)
+def test_both_sides_are_equal_over_a_prime_field(rule: Rule, example: Any) -> None:
+    """Where they are, the chance that they would be if they were not equal is at most the product of the bounds."""
+    chance = 1.0
+    try:
+        for seed in range(2):
+            agree, bound = field_agrees(rule, example, seed)
+            chance *= bound
+            if not agree:
+                break
+    except NotEvaluable:
+        agree = False
+    if rule.name in REAL:
+        return
+    assert agree, "over the reals only, or wrong: if it relies on a property of a function, FLOAT_ONLY says on which"
+    assert chance < 1e-6
+
+
+def test_the_list_of_rules_that_only_float64_speaks_for_is_no_longer_than_it_must_be() -> None:
+    known = {r.name: r for r in RULES}
+    for name in sorted(REAL):
+        assert name in known, f"{name} is no rule"
+        assert not in_field(known[name]), f"{name} holds over the field"
+
+
+def test_the_field_tells_what_real_functions_do_from_what_any_function_does() -> None:
+    def holds(left: str, right: str) -> bool:
+        return in_field(Rule("planted", left, right, examples=[{"x": T(3, 4), "y": T(3, 4)}]))
+
+    assert holds("Exp(Add(x, y))", "Exp(Add(y, x))")
+    assert not holds("Exp(Add(x, y))", "Mul(Exp(x), Exp(y))")
+    assert not holds("Relu(Add(x, y))", "Add(Relu(x), Relu(y))")
+    assert not holds("Add(x, y)", "Add(x, Mul(y, constant(np.array(1 + 2.0**-20), y.dtype)))")
+
+
+# Infinities: masks are made of them
+
+_ORDER = "inf - inf: an infinite element's products are summed in another order"
+INFINITE = {
+    "enlarge-kernel": "inf · 0: an infinite value of the image meets the zeros that the kernel grows by",
+    "enlarge-biased-kernel": "inf · 0: an infinite value of the image meets the zeros that the kernel grows by",
+    "matmul-later-product-first": _ORDER,
+    "matmul-earlier-product-first": _ORDER,
+    "matmul-of-residual": _ORDER,
+    "matmul-of-diffused": _ORDER,
+}
+"""Rules whose right side may be NaN, or finite, where the left side is not, and why: nothing for masks."""
+
+
+@pytest.mark.parametrize(("rule", "example"), CASES)
+def test_infinities_stay_what_they_are(rule: Rule, example: Any) -> None:
+    """-inf in one input, then ±inf; a mask is one operand of a sum."""
+    for name in unbounded(example):
+        for distribution in instances.INFINITE:
+            kept = keeps_infinities(rule, example, name, distribution)
+            assert kept or rule.name in INFINITE, f"{name} is {distribution}"
+
+
+def test_the_list_of_rules_that_infinities_break_is_no_longer_than_it_must_be() -> None:
+    known = {r.name: r for r in RULES}
+    for name in INFINITE:
+        assert not mask_safe(known[name]), name
 
 
 @pytest.mark.parametrize(("rule", "example"), CASES)
 def test_saturation_reaches_the_right_side(rule: Rule, example: Any) -> None:
-    space = saturate(graph_of(Instance(rule, example)), [rule], max_iterations=3)
+    space = saturate(Instance(rule, example).graph(), [rule], max_iterations=3)
     assert space.report.fired.get(rule.name, 0) > 0
     used = {name for i in range(space.n_nodes) for name in space.rules[i]}
     assert used == {rule.name}
@@ -137,17 +137,17 @@ def test_saturation_reaches_the_right_side(rule: Rule, example: Any) -> None:
 @pytest.mark.parametrize(("rule", "guard"), GUARDS)
 def test_guard_refuses_its_counter_example(rule: Rule, guard: Guard) -> None:
     assert guard.counter is not None, "every guard shows what it keeps out"
-    instance = Instance(rule, guard.counter)
     others = Rule(rule.name, rule.lhs, rule.rhs, where=[guard])
-    assert others.refusal(instance.names) is guard
+    assert others.refusal(Instance(rule, guard.counter).names) is guard
     if guard.kind == "sound":
-        assert instance.largest_difference() > 1e-6, "the rule is right without this guard"
+        worst = max(Instance(rule, guard.counter, d).largest_difference() for d in DISTRIBUTIONS)
+        assert worst > 1e-6, "the rule is right without this guard"
 
 
 @pytest.mark.parametrize(("rule", "guard"), GUARDS)
 def test_saturation_refuses_with_the_reason(rule: Rule, guard: Guard) -> None:
     alone = Rule(rule.name, rule.lhs, rule.rhs, where=[guard])
-    report = saturate(graph_of(Instance(rule, guard.counter)), [alone], max_iterations=1).report
+    report = saturate(Instance(rule, guard.counter).graph(), [alone], max_iterations=1).report
     refused = report.refused.get(rule.name, {})
     assert guard.reason in refused or (not refused and reordered(rule, guard))
     assert not report.fired or refused
@@ -206,21 +206,29 @@ def symbolic(rule: Rule, example: Any, extents: tuple[int, ...]) -> Any:
     return {name: change(name, value) for name, value in example.items()}
 
 
+CONCRETE = {"batch-norm-of-concat"}
+"""Rules that refuse every symbolic extent of their examples: those count channels."""
+
+
 def inputs_of(example: Any) -> list[Free]:
     every = [v for value in example.values() for v in (value if isinstance(value, list) else [value])]
     return [v for v in every if isinstance(v, Free) and v.kind == "input"]
 
 
-def fires_symbolically(rule: Rule, example: Any) -> int:
-    """How many ways of making extents symbolic the rule accepts; each is checked under several bindings."""
+def fires_symbolically(rule: Rule, example: Any) -> tuple[int, int]:
+    """How many ways of making extents symbolic give a left side, and how many of these the rule accepts.
+
+    What it accepts is checked under several bindings.
+    """
     extents = sorted({d for free in inputs_of(example) for d in free.type.shape})
-    accepted = 0
+    built = accepted = 0
     for chosen in [(d,) for d in extents] + [tuple(extents)]:
         case = symbolic(rule, example, chosen)
         bindings = [{f"n{d}": d for d in chosen}, *({f"n{d}": k for d in chosen} for k in (1, 2, 4)),
                     {f"n{d}": 3 + i for i, d in enumerate(chosen)}]  # fmt: skip
         try:
             instance = Instance(rule, case, binding=bindings[0])
+            built += 1
             if rule.refusal(instance.names) is not None:
                 continue
             instance.right()
@@ -232,19 +240,28 @@ def fires_symbolically(rule: Rule, example: Any) -> int:
             for name, left in instance.roots().items():
                 meet(left.type, right[name].type)
                 try:
-                    a = instance.evaluate(left.key)
+                    (a,) = instance.evaluate([left.key])
                 except NotEvaluable:  # an extent too small for a window: not a binding that the model has
                     continue
-                b = instance.evaluate(right[name].key)
-                assert a.shape == b.shape == left.type.at(binding).shape, (chosen, binding)
-                assert float((a - b).abs().max()) <= 1e-12 * float(a.abs().max()), (chosen, binding)
+                (b,) = instance.evaluate([right[name].key])
+                assert a.shape == b.shape == left.type.at(binding).shape, (rule.name, chosen, binding)
+                assert REALS.difference(a, b) < 1e-12, (rule.name, chosen, binding)
         accepted += 1
-    return accepted
+    return built, accepted
 
 
-@pytest.mark.parametrize(("rule", "example"), CASES)
-def test_what_a_rule_accepts_of_symbolic_extents_is_right_for_every_binding(rule: Rule, example: Any) -> None:
-    fires_symbolically(rule, example)
+@cache
+def symbolic_counts(name: str) -> tuple[int, int]:
+    """How many symbolic left sides a rule's examples give, and how many of these it accepts."""
+    (rule,) = (r for r in RULES if r.name == name)
+    found = [fires_symbolically(rule, example) for example in rule.examples]
+    return sum(built for built, _ in found), sum(accepted for _, accepted in found)
+
+
+@pytest.mark.parametrize("name", [r.name for r in RULES])
+def test_what_a_rule_accepts_of_symbolic_extents_is_right_for_every_binding(name: str) -> None:
+    built, accepted = symbolic_counts(name)
+    assert accepted or not built or name in CONCRETE, "it refuses every symbolic extent of its examples"
 
 
 @pytest.mark.parametrize(("rule", "guard"), GUARDS)
@@ -253,8 +270,7 @@ def test_guards_hold_for_every_binding(rule: Rule, guard: Guard) -> None:
 
 
 def test_most_rules_work_on_symbolic_extents() -> None:
-    refusing = {r.name for r in RULES if not any(fires_symbolically(r, e) for e in r.examples)}
-    assert refusing == {"add-constants"}  # speaks of constants only
+    assert sum(symbolic_counts(r.name)[1] > 0 for r in RULES) > 0.8 * len(RULES)
 
 
 def test_siblings_merge_over_symbolic_extents() -> None:

@@ -1,67 +1,28 @@
 """Models by construction: the papers' graphs and faithful real ones, with seeded weights, as `onnx.ModelProto`.
 
-`MODELS` names them all; `build(name, **sizes)` makes one; `python -m xrlflow.zoo NAME -o FILE` writes one. The `-tiny`
-entries keep the structure and shrink every extent, for tests and for training policies.
+`MODELS` names them all; `build(name, **sizes)` makes one; `python -m xrlflow.zoo build NAME -o FILE` writes one. NAME-paper
+is a graph as the papers' scripts have it, NAME-tiny keeps the structure and shrinks every extent, for tests and for
+training policies; `transformers:NAME` is an export, if that package is installed. docs/zoo.md has the table.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from ..errors import UserError
-from .convolutional import inception, inception_block, resnext
+from .coded import bert_coded, dalle_coded, transducer_coded, vit_coded
+from .decoders import deep_decoder, gpt2, t5, whisper
+from .encoders import dalle, transducer
+from .inception import inception, inception_block, inception_v3
 from .light import LIGHT, light, resnet50, squeezenet
-from .recurrent import mlp_tower, nasrnn
+from .mobile import channels_last, convnext, efficientnet, mobilenet_v2
+from .nasnet import nas_cells, nasnet, nasnet_coded
+from .recurrent import mlp_tower, nas_cell, nasrnn
+from .registry import MODELS, Entry, Outline, build, tell
+from .residual import resnext, squeezenet_coded, vgg
 from .transformers import bert, llama, vit
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
 __all__ = [
-    "LIGHT", "MODELS", "bert", "build", "inception", "inception_block", "light", "llama", "mlp_tower", "nasrnn",
-    "resnet50", "resnext", "squeezenet", "vit",
+    "LIGHT", "MODELS", "Entry", "Outline", "bert", "bert_coded", "build", "channels_last", "convnext", "dalle",
+    "dalle_coded", "deep_decoder", "efficientnet", "gpt2", "inception", "inception_block", "inception_v3", "light",
+    "llama", "mlp_tower", "mobilenet_v2", "nas_cell", "nas_cells", "nasnet", "nasnet_coded", "nasrnn", "resnet50",
+    "resnext", "squeezenet", "squeezenet_coded", "t5", "tell", "transducer", "transducer_coded", "vgg", "vit",
+    "vit_coded", "whisper",
 ]  # fmt: skip
-
-MODELS: dict[str, Callable[..., ModelProto]] = {
-    "squeezenet": squeezenet,
-    "resnet50": resnet50,
-    **{n.replace("_", "-"): partial(light, n) for n in LIGHT if n not in ("squeezenet", "resnet50")},
-    "bert": bert,
-    "vit": vit,
-    "llama": llama,
-    "inception": inception,
-    "inception-block": inception_block,
-    "resnext50": resnext,
-    "nasrnn": nasrnn,
-    "mlp-tower": mlp_tower,
-    "squeezenet-tiny": partial(squeezenet, image=33),
-    "bert-tiny": partial(bert, layers=1, hidden=16, heads=2, intermediate=24, tokens=6, vocab=50),
-    "vit-tiny": partial(vit, layers=1, hidden=16, heads=2, intermediate=24, image=16, patch=8, classes=10),
-    "llama-tiny": partial(llama, layers=1, hidden=16, heads=4, kv_heads=2, intermediate=24, tokens=6, vocab=50),
-    "inception-tiny": partial(inception, blocks=1, channels=8, image=7, width=8, classes=10),
-    "resnext-tiny": partial(resnext, stages=(1, 1), cardinality=2, width=4, image=32, stem=8, classes=10),
-    "nasrnn-tiny": partial(nasrnn, steps=2, hidden=8),
-    "mlp-tower-tiny": partial(mlp_tower, towers=2, layers=1, width=8, batch=3),
-}
-"""Every model by name. All take `seed`; the other sizes are the keyword arguments of the function behind the name."""
-
-
-def build(name: str, **sizes: Any) -> ModelProto:
-    """The model `name` of `MODELS`; `sizes` override its extents.
-
-    The same name, sizes and numpy version give the same bytes. Raises `UserError` for an unknown name, an
-    unknown size or sizes that do not go together.
-    """
-    if name not in MODELS:
-        raise UserError(f"there is no model {name!r} in the zoo; choose from {', '.join(MODELS)}")
-    known = inspect.signature(MODELS[name]).parameters
-    for size in sizes:
-        if size not in known:
-            raise UserError(f"model {name} has no size {size!r}; it has {', '.join(known)}")
-    try:
-        return MODELS[name](**sizes)
-    except ValueError as error:
-        raise UserError(f"model {name}: {error}") from error

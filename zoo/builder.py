@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,41 @@ OPSET = 18
 IR_VERSIONS = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 """For each opset the IR version of the ONNX release that brought it."""
 
+Size = int | str
+"""An extent: a number, or the name of a symbol that stands for any number."""
+
+SMALL = 1024
+"""Tensors up to this many elements are kept in an outline: shapes, axes and scalars are among them."""
+
 OLDEST = 13
 """The oldest opset that the builder writes: since then Unsqueeze takes its axes as an input."""
+
+
+_outline: ContextVar[bool] = ContextVar("outline", default=False)
+
+
+@contextmanager
+def outline() -> Iterator[None]:
+    """Models built inside have their large weights without values and are not checked: quick, for counting only."""
+    token = _outline.set(True)
+    try:
+        yield
+    finally:
+        _outline.reset(token)
+
+
+def outlined() -> bool:
+    """Whether only an outline is wanted."""
+    return _outline.get()
+
+
+def filled(name: str, shape: Sequence[int], values: Callable[[], np.ndarray]) -> TensorProto:
+    """A float32 tensor of these values; in an outline one without values, unless it is small."""
+    import onnx
+
+    if _outline.get() and math.prod(shape) > SMALL:
+        return onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT)
+    return onnx.numpy_helper.from_array(np.asarray(values(), dtype=np.float32), name)
 
 
 class Builder:
@@ -43,21 +77,25 @@ class Builder:
         self.nodes: list[NodeProto] = []
         self.inputs: list[ValueInfoProto] = []
         self.initializers: dict[str, TensorProto] = {}
-        self._scopes: list[str] = []
+        self.scopes: list[str] = []
         self._taken: dict[str, int] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Names made inside start with `name` and a slash."""
-        self._scopes.append(name)
+        self.scopes.append(name)
         try:
             yield
         finally:
-            self._scopes.pop()
+            self.scopes.pop()
+
+    def numbered(self, name: str) -> AbstractContextManager[None]:
+        """A scope of this name, which gets a number where the name is taken."""
+        return self.scope(self.fresh(name)[len("/".join([*self.scopes, ""])) :])
 
     def fresh(self, name: str) -> str:
         """A name that is not taken, in the current scope."""
-        full = "/".join([*self._scopes, name])
+        full = "/".join([*self.scopes, name])
         seen = self._taken.get(full, 0)
         self._taken[full] = seen + 1
         return f"{full}_{seen}" if seen else full
@@ -81,9 +119,16 @@ class Builder:
         self.initializers[full] = onnx.numpy_helper.from_array(np.asarray(value, dtype=dtype), full)
         return full
 
+    def drawn(self, shape: Sequence[int], values: Callable[[], np.ndarray], name: str = "weight") -> str:
+        """A float32 initializer of this shape with the values that a function draws."""
+        full = self.fresh(name)
+        self.initializers[full] = filled(full, shape, values)
+        return full
+
     def weight(self, shape: Sequence[int], std: float = 1.0, mean: float = 0.0, name: str = "weight") -> str:
         """A float32 initializer drawn from a normal distribution."""
-        return self.constant(mean + std * self.random.standard_normal(tuple(shape), dtype=np.float32), name)
+        shape = tuple(shape)
+        return self.drawn(shape, lambda: mean + std * self.random.standard_normal(shape, dtype=np.float32), name)
 
     # -- operators ---------------------------------------------------------------------------------------------
 
@@ -100,25 +145,50 @@ class Builder:
         self.nodes.append(onnx.helper.make_node(op, list(inputs), names, name=full, **attributes))
         return names
 
-    def reshape(self, x: str, shape: Sequence[int]) -> str:
-        return self.op("Reshape", x, self.constant(list(shape), "shape", "int64"))
+    def reshape(self, x: str, shape: Sequence[Size]) -> str:
+        """Reshape; where `shape` has a symbol `x` must have it at the same position, for it is written as 0."""
+        return self.op("Reshape", x, self.constant([0 if isinstance(d, str) else d for d in shape], "shape", "int64"))
+
+    def extent(self, x: str, axis: int) -> str:
+        """The extent of an axis as an int64 vector of one element, by Shape and Gather as exporters write it."""
+        return self.op("Gather", self.op("Shape", x), self.constant([axis], "axis", "int64"), axis=0)
+
+    def expand(self, x: str, shape: Sequence[Size], like: str) -> str:
+        """Expand to a shape whose symbols are those that the value `like` has at the same positions."""
+        if not any(isinstance(d, str) for d in shape):
+            return self.op("Expand", x, self.constant(list(shape), "shape", "int64"))
+        parts = [
+            self.extent(like, i) if isinstance(d, str) else self.constant([d], "extent", "int64")
+            for i, d in enumerate(shape)
+        ]
+        return self.op("Expand", x, self.op("Concat", *parts, axis=0))
+
+    def prefix(self, x: str, axis: int, count: str) -> str:
+        """The first entries along an axis; `count` is an int64 vector of one element."""
+        start, axes = self.constant([0], "starts", "int64"), self.constant([axis], "axes", "int64")
+        return self.op("Slice", x, start, count, axes)
+
+    def split(self, x: str, axis: int, sizes: Sequence[int]) -> list[str]:
+        return self.ops("Split", x, self.constant(list(sizes), "sizes", "int64"), outputs=len(sizes), axis=axis)
 
     def slice(self, x: str, axis: int, start: int, end: int) -> str:
         ends = [self.constant([v], n, "int64") for v, n in ((start, "starts"), (end, "ends"), (axis, "axes"))]
         return self.op("Slice", x, *ends)
 
-    def mean(self, x: str, axis: int) -> str:
-        """ReduceMean over one axis, which is kept; its axes are an attribute before opset 18 and an input since."""
+    def mean(self, x: str, *axes: int, keepdims: int = 1) -> str:
+        """ReduceMean over these axes, which are an attribute before opset 18 and an input since."""
         if self.opset < 18:
-            return self.op("ReduceMean", x, axes=[axis], keepdims=1)
-        return self.op("ReduceMean", x, self.constant([axis], "axes", "int64"), keepdims=1)
+            return self.op("ReduceMean", x, axes=list(axes), keepdims=keepdims)
+        return self.op("ReduceMean", x, self.constant(list(axes), "axes", "int64"), keepdims=keepdims)
 
     # -- layers ------------------------------------------------------------------------------------------------
 
-    def linear(self, x: str, width_in: int, width_out: int, name: str = "linear", bias: bool = True) -> str:
-        """`x @ w + b` as the exporters write it: MatMul, then Add with the bias first."""
+    def linear(
+        self, x: str, width_in: int, width_out: int, name: str = "linear", bias: bool = True, gain: float = 1.0
+    ) -> str:
+        """`x @ w + b` as the exporters write it: MatMul, then Add with the bias first. `gain` multiplies the weight."""
         with self.scope(name):
-            y = self.op("MatMul", x, self.weight((width_in, width_out), 1 / math.sqrt(width_in)))
+            y = self.op("MatMul", x, self.weight((width_in, width_out), gain / math.sqrt(width_in)))
             return self.op("Add", self.weight((width_out,), 0.1, name="bias"), y) if bias else y
 
     def layer_norm(self, x: str, width: int, name: str = "norm", epsilon: float = 1e-12) -> str:
@@ -140,28 +210,44 @@ class Builder:
             return self.op("Mul", gate, self.constant(0.5, "half"))
 
     def conv(
-        self, x: str, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, pad: int | None = None,
-        group: int = 1, bias: bool = True, name: str = "conv",
+        self, x: str, channels_in: int, channels_out: int, kernel: int | tuple[int, int] = 1, stride: int = 1,
+        pad: int | None = None, group: int = 1, bias: bool = True, name: str = "conv", gain: float = 1.0,
     ) -> str:  # fmt: skip
-        """Convolution with a square kernel; `pad` defaults to the one that keeps the extent at stride 1."""
-        pad = kernel // 2 if pad is None else pad
-        fan_in = channels_in // group * kernel * kernel
+        """Convolution; `pad` is that of all sides and defaults to half the kernel, which keeps extents at stride 1."""
+        tall, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        pads = [tall // 2, wide // 2] * 2 if pad is None else [pad] * 4
+        fan_in = channels_in // group * tall * wide
         with self.scope(name):
-            operands = [x, self.weight((channels_out, channels_in // group, kernel, kernel), math.sqrt(2 / fan_in))]
+            std = gain * math.sqrt(2 / fan_in)
+            operands = [x, self.weight((channels_out, channels_in // group, tall, wide), std)]
             if bias:
                 operands.append(self.weight((channels_out,), 0.1, name="bias"))
             return self.op(
-                "Conv", *operands, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, group=group
+                "Conv", *operands, kernel_shape=[tall, wide], strides=[stride] * 2, pads=pads, group=group
             )
+
+    def pool(self, op: str, x: str, kernel: int, stride: int, pad: int = 0, **attributes: int) -> str:
+        """MaxPool or AveragePool with a square window."""
+        return self.op(op, x, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, **attributes)
+
+    def classifier(self, x: str, batch: Size, channels: int, classes: int) -> str:
+        """Mean over the picture, then scores by Gemm."""
+        with self.scope("classifier"):
+            return self.gemm(self.reshape(self.op("GlobalAveragePool", x), (batch, channels)), channels, classes)
+
+    def gemm(self, x: str, width_in: int, width_out: int, gain: float = 1.0) -> str:
+        """A biased linear layer on [rows, width_in] as exporters write it: Gemm with a transposed weight."""
+        weight, bias = self.weight((width_out, width_in), gain * width_in**-0.5), self.weight((width_out,), 0.1, name="bias")
+        return self.op("Gemm", x, weight, bias, transB=1)
 
     def batch_norm(self, x: str, channels: int, gain: float = 1.0, name: str = "norm") -> str:
         """BatchNormalization at inference, with random statistics of positive variance; `gain` multiplies the scale."""
         with self.scope(name):
             uniform = self.random.uniform
-            scale = self.constant(gain * uniform(0.8, 1.2, channels), "scale")
+            scale = self.drawn((channels,), lambda: gain * uniform(0.8, 1.2, channels), "scale")
             bias = self.weight((channels,), 0.1, name="bias")
             mean = self.weight((channels,), 0.1, name="mean")
-            variance = self.constant(uniform(0.5, 2.5, channels), "variance")
+            variance = self.drawn((channels,), lambda: uniform(0.5, 2.5, channels), "variance")
             return self.op("BatchNormalization", x, scale, bias, mean, variance, epsilon=1e-5)
 
     # -- the end -----------------------------------------------------------------------------------------------
@@ -173,6 +259,10 @@ class Builder:
         """
         import onnx
 
+        if _outline.get():
+            return onnx.helper.make_model(
+                onnx.helper.make_graph(self.nodes, self.name, self.inputs, [], list(self.initializers.values()))
+            )
         size = sum(len(t.raw_data) for t in self.initializers.values())
         if size > 2_000_000_000:
             raise ValueError(
@@ -201,7 +291,7 @@ def finished(graph: GraphProto, opset: int) -> ModelProto:
     # Both checks copy the model several times, so they get it without the data of its large weights.
     skeleton = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
     for tensor in graph.initializer:
-        if math.prod(tensor.dims) > 1024:
+        if math.prod(tensor.dims) > SMALL:
             skeleton.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         else:
             skeleton.initializer.append(tensor)

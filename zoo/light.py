@@ -8,12 +8,13 @@ behaves like a network: constants differ, batch-normalisation variances are posi
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .builder import IR_VERSIONS, OPSET, finished
+from .builder import IR_VERSIONS, OPSET, Size, filled, finished, outlined
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -25,7 +26,7 @@ LIGHT = (
 """Names of the models that the `onnx` package carries in this form."""
 
 
-def light(name: str, seed: int = 0, image: int = 224, batch: int = 1, opset: int = OPSET) -> ModelProto:
+def light(name: str, seed: int = 0, image: int = 224, batch: Size = 1, opset: int = OPSET) -> ModelProto:
     """The light model `name` (one of `LIGHT`) with seeded weights, converted from opset 9 to `opset` (9 to 22).
 
     `image` is the height and width in pixels; only squeezenet and densenet121 end in a global pool and allow another
@@ -54,15 +55,17 @@ def light(name: str, seed: int = 0, image: int = 224, batch: int = 1, opset: int
         graph.node.append(onnx.helper.make_node("Softmax", final.input, final.output, axis=1))
         graph.output[0].name = final.output[0]
     graph.output[0].CopyFrom(onnx.ValueInfoProto(name=graph.output[0].name))
+    if outlined():
+        return onnx.helper.make_model(graph)
     return finished(graph, opset)
 
 
-def squeezenet(seed: int = 0, image: int = 224, batch: int = 1, opset: int = OPSET) -> ModelProto:
+def squeezenet(seed: int = 0, image: int = 224, batch: Size = 1, opset: int = OPSET) -> ModelProto:
     """SqueezeNet 1.1 (Iandola et al., 2016). Input `data_0` [batch, 3, image, image]."""
     return light("squeezenet", seed, image, batch, opset)
 
 
-def resnet50(seed: int = 0, batch: int = 1, opset: int = OPSET) -> ModelProto:
+def resnet50(seed: int = 0, batch: Size = 1, opset: int = OPSET) -> ModelProto:
     """ResNet-50 (He et al., 2016). Input `gpu_0/data_0` [batch, 3, 224, 224]."""
     return light("resnet50", seed, 224, batch, opset)
 
@@ -87,7 +90,7 @@ def _give_weights(graph: GraphProto, random: np.random.Generator) -> None:
             graph.initializer.append(tensor)
     for name, shape in shapes.items():
         if name in users:
-            graph.initializer.append(numpy_helper.from_array(_values(name, shape, users, random), name))
+            graph.initializer.append(filled(name, shape, partial(_values, name, shape, users, random)))
     weights = {t.name for t in graph.initializer} | set(stored)
     inputs = [i for i in graph.input if i.name not in weights]
     del graph.input[:]
@@ -126,7 +129,7 @@ def _scaled(node: NodeProto, users: dict[str, list[tuple[NodeProto, int]]]) -> b
     return any(user.op_type == "Mul" for user, _ in users[node.output[0]])
 
 
-def _resize(graph: GraphProto, name: str, image: int, batch: int) -> None:
+def _resize(graph: GraphProto, name: str, image: int, batch: Size) -> None:
     """Set the extents of the input, and the batch in the constant shapes of Reshapes of activations."""
     from onnx import numpy_helper
 
@@ -137,8 +140,12 @@ def _resize(graph: GraphProto, name: str, image: int, batch: int) -> None:
     reshapes = [n for n in graph.node if n.op_type == "Reshape" and n.input[0] not in weights]
     if image != dims[2].dim_value and reshapes:
         raise ValueError(f"{name} has a fixed Reshape, so its image must be {dims[2].dim_value}, not {image}")
-    dims[0].dim_value, dims[2].dim_value, dims[3].dim_value = batch, image, image
+    dims[2].dim_value, dims[3].dim_value = image, image
+    if isinstance(batch, str):
+        dims[0].dim_param = batch
+    else:
+        dims[0].dim_value = batch
     for node in reshapes:
         shape = numpy_helper.to_array(stored[node.input[1]]).copy()
-        shape[0] = batch
+        shape[0] = 0 if isinstance(batch, str) else batch  # 0: as it is
         stored[node.input[1]].CopyFrom(numpy_helper.from_array(shape, node.input[1]))

@@ -1,27 +1,30 @@
-"""Graphs of matrix products and cheap element-wise operators: a searched recurrent cell and parallel towers."""
+"""Graphs of matrix products and cheap element-wise operators: searched recurrent cells and parallel towers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .builder import OPSET, Builder
+from .builder import OPSET, Builder, Size
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
 def nasrnn(
-    steps: int = 5, hidden: int = 512, batch: int = 1, shared: bool = False, seed: int = 0, opset: int = OPSET
-) -> ModelProto:
+    steps: int = 5, hidden: int = 512, batch: Size = 1, shared: bool = False, as_coded: bool = False, seed: int = 0,
+    opset: int = OPSET,
+) -> ModelProto:  # fmt: skip
     """The recurrent cell of Zoph and Le (2017), unrolled; the graph that TASO and TENSAT call NasRNN.
 
     Eight gates, each x W + h U, joined pairwise by a tree of activations. Those systems give every step its own weights
-    (the default); `shared` uses one set, as a trained cell does.
-    Inputs: `x0`, `x1`, … and `h` [batch, hidden]. Output: `state` [batch, hidden].
+    (the default); `shared` uses one set, as a trained cell does. `as_coded` makes the first state a weight, as there.
+    Inputs: `x0`, `x1`, … and, unless as coded, `h` [batch, hidden]. Output: `state` [batch, hidden].
     """
     b = Builder("nasrnn", seed, opset)
     xs = [b.input(f"x{t}", (batch, hidden)) for t in range(steps)]
-    state = b.input("h", (batch, hidden))
+    if as_coded and isinstance(batch, str):
+        raise ValueError("a state that is a weight needs a batch that is a number")
+    state = b.weight((int(batch), hidden), name="h") if as_coded else b.input("h", (batch, hidden))
     std = hidden**-0.5
     pairs: list[tuple[str, str]] = []
     for step, x in enumerate(xs):
@@ -51,8 +54,41 @@ _FIRST_JOINS = (
 _LATER_JOINS = (("Add", "Sigmoid", 1, "Tanh", 2), ("Mul", "Tanh", 0, "Tanh", 3), ("Mul", "Tanh", 4, "Tanh", 5))
 
 
+def nas_cell(
+    steps: int = 5, hidden: int = 512, batch: Size = 1, seed: int = 0, opset: int = OPSET
+) -> ModelProto:
+    """The recurrent cell of Zoph and Le (2017) with its memory, unrolled as TensorFlow's `NASCell` computes it.
+
+    One set of weights for all steps, one product for all eight gates, biases; every state has a memory beside it.
+    Inputs: `x` [steps, batch, hidden], `h` and `c` [batch, hidden]. Outputs: `state` and `memory` [batch, hidden].
+    """
+    b = Builder("nas_cell", seed, opset)
+    sequence = b.input("x", (steps, batch, hidden))
+    state, memory = b.input("h", (batch, hidden)), b.input("c", (batch, hidden))
+    std = hidden**-0.5
+    w = b.weight((hidden, 8 * hidden), std, name="w")
+    u, bias = b.weight((hidden, 8 * hidden), std, name="u"), b.weight((8 * hidden,), 0.1, name="bias")
+    for step in range(steps):
+        with b.scope(f"step.{step}"):
+            x = b.op("Gather", sequence, b.constant(step, "step", "int64"), axis=0)
+            xs = b.split(b.op("MatMul", x, w), 1, [hidden] * 8)
+            hs = b.split(b.op("Add", b.op("MatMul", state, u), bias), 1, [hidden] * 8)
+            gates = [
+                b.op(act, b.op("Mul" if i == 3 else "Add", xs[i], hs[i])) for i, act in enumerate(_GATES)
+            ]
+            pairs = [b.op(join, gates[2 * i], gates[2 * i + 1]) for i, join in enumerate(("Mul", "Add", "Mul", "Add"))]
+            first, second, third = (b.op("Tanh", pair) for pair in pairs[:3])
+            memory = b.op("Mul", b.op("Tanh", b.op("Add", first, memory)), second)
+            last = b.op("Tanh", b.op("Add", third, b.op("Sigmoid", pairs[3])))
+            state = b.op("Tanh", b.op("Mul", memory, last))
+    return b.build({"state": state, "memory": memory})
+
+
+_GATES = ("Sigmoid", "Relu", "Sigmoid", "Relu", "Tanh", "Sigmoid", "Tanh", "Sigmoid")
+
+
 def mlp_tower(
-    towers: int = 4, layers: int = 3, width: int = 256, batch: int = 32, seed: int = 0, opset: int = OPSET
+    towers: int = 4, layers: int = 3, width: int = 256, batch: Size = 32, seed: int = 0, opset: int = OPSET
 ) -> ModelProto:
     """`towers` parallel perceptrons over one input, concatenated and projected: sibling products at every depth.
 

@@ -1,197 +1,175 @@
-"""Convolutions: batch normalisation and scales folded, biases taken in, siblings merged, kernels enlarged."""
+"""One convolution takes in what is around it: norms, scales, biases and padding, in front of it and behind."""
 
 from __future__ import annotations
 
-from .language import C, Guard, Rule, T, W
+from typing import Any
 
-_A = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 1}
-_SAME = {"strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1), "group": 1}
-_STRIDED = {"strides": (2, 1), "dilations": (1, 1), "pads": (0, 1, 1, 0), "group": 1}
-_GROUPED = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 2}
-_ORDER = "siblings merge in the order of their weights, one after the other, else every subset of a group is made"
-_PER_CHANNEL = "the constant must hold one number, or one for each output channel"
+from .language import C, Free, Guard, Rule, T, W
 
-# s as a column for each output channel: (o,) or (1, o, 1, 1) → (o, 1, 1, 1)
-_CHANNEL = (
-    "(s.elements == 1 or (s.rank >= y.rank - 1 and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]))"
-)
-_COLUMN = "Reshape(s, shape=[s.elements] + [1] * (w.rank - 1))"
+
+def attributes(**changes: Any) -> dict[str, Any]:
+    """Attributes of an unpadded 2-D convolution of stride 1, with some of them changed."""
+    return {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 1, **changes}
+
+
+PLAIN = attributes()
+SAME = attributes(pads=(1, 1, 1, 1))
+STRIDED = attributes(strides=(2, 1), pads=(0, 1, 1, 0))
+GROUPED = attributes(group=2)
+FOLDS = "weights and what they take in must be constants, so that they fold"
+_PER_CHANNEL = "the constant must hold one number, or one for each channel, along the channel axis"
+# c is one number or one for each of y's channels: (o,) is only right behind a reshape to (o, 1, 1)
+_CHANNEL = "({0}.rank <= {1}.rank and ({0}.elements == 1 or ({0}.rank >= {1}.rank - 1 and {0}.elements == {1}.shape[1] and {0}.shape[1 - {1}.rank] == {1}.shape[1])))"
+_ADDEND = "s.rank in (y.rank - 1, y.rank) and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]"
+_ONE_EACH = "the addend must hold one value for each output channel, along the channel axis"
+# a scale of BatchNormalization, and a constant for each output channel as a column of the kernel
+_SCALE = "Div(g, Sqrt(Add(v, constant(np.array(e), v.dtype))))"
+_COLUMN = "Reshape({}, shape=[{}.elements] + [1] * (w.rank - 1))"
+# the kernel times one number for each input channel: by groups it is (g, o, i, …)
+_GROUPS = "n = [a['group'], w.shape[0] // a['group'], *w.shape[1:]]"
+_TIMES = "Reshape(Mul(Reshape(w, shape=n), Reshape({0}, shape=[n[0], 1, n[2]] + [1] * (w.rank - 2) if {0}.elements > 1 else [1] * (w.rank + 1))), shape=w.shape)"
+_TOTAL = "ReduceSum({}, axes=[*range(1, w.rank)], keepdims=0)"
+_X: Free = T(1, 2, 5, 5)
+_NORM: dict[str, Any] = {"g": W(3), "h": W(3), "m": W(3), "v": C([0.5, 1.0, 2.0]), "e": 2.0**-16}
+_SMALL: dict[str, Any] = {"g": W(2), "h": W(2), "m": W(2), "v": C([0.5, 1.0]), "e": 0.0009765625}
+
+
+def _with_and_without_bias(biased: bool) -> list[Rule]:
+    """The rules that do to a convolution's bias what they do to its weight."""
+    kind, b = ("biased-conv", ", b") if biased else ("conv", "")
+    constant = " and b.const" if biased else ""
+    own: dict[str, Any] = {"b": W(3)} if biased else {}
+    two: dict[str, Any] = {"b": W(2)} if biased else {}
+    six: dict[str, Any] = {"b": W(6)} if biased else {}
+    seen = {"x": _X, "w": W(3, 2, 3, 3), **own}
+    return [
+        Rule(
+            f"batch-norm-after-{kind}",
+            f"BatchNormalization(Conv(x, w{b}, **a), g, h, m, v, epsilon=e)",
+            f"""
+k = {_SCALE}
+root = Conv(x, Mul(w, {_COLUMN.format("k", "k")}), Add(h, Mul({"Sub(b, m)" if biased else "Neg(m)"}, k)), **a)
+""",
+            where=[Guard(f"w.const{constant} and g.const and h.const and m.const and v.const", FOLDS, "growth", {**seen, "w": T(3, 2, 3, 3), "a": PLAIN, **_NORM})],
+            tag="range",
+            examples=[
+                {**seen, "a": STRIDED, **_NORM},
+                {"x": T(2, 4, 5, 5), "w": W(2, 2, 1, 3), **two, "a": GROUPED, **_SMALL},
+            ],
+        ),
+        Rule(
+            "add-to-conv-bias" if biased else "add-as-conv-bias",
+            f"y = Conv(x, w{b}, **a); root = Add(y, s)",
+            f"c = Reshape(s, shape=[y.shape[1]]); root = Conv(x, w, {'Add(b, c)' if biased else 'c'}, **a)",
+            where=[
+                Guard(f"s.const{constant} and not y.const", FOLDS, "growth", {**seen, "s": T(1, 3, 1, 1), "a": PLAIN}),
+                Guard(_ADDEND, _ONE_EACH, counter={**seen, "s": W(3, 1), "a": PLAIN}),
+            ],
+            examples=[
+                {**seen, "s": W(1, 3, 1, 1), "a": SAME},
+                {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), **six, "s": W(6, 1, 1), "a": GROUPED},
+            ],
+        ),
+        Rule(
+            f"scale-{kind}-weight",
+            f"y = Conv(x, w{b}, **a); root = Mul(y, s)",
+            f"root = Conv(x, Mul(w, {_COLUMN.format('s', 's')}){', Mul(b, Reshape(s, shape=[s.elements]))' if biased else ''}, **a)",
+            where=[
+                Guard(f"w.const and s.const{constant} and not x.const", FOLDS, "growth", {**seen, "w": T(3, 2, 3, 3), "s": W(1, 3, 1, 1), "a": PLAIN}),
+                Guard(_CHANNEL.format("s", "y"), _PER_CHANNEL, counter={**seen, "s": W(3, 1), "a": PLAIN}),
+            ],
+            tag="range",
+            examples=[
+                {**seen, "s": W(1, 3, 1, 1), "a": SAME},
+                {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), **six, "s": C(0.5), "a": GROUPED},
+                {"x": T(1, 2, 7), "w": W(3, 2, 3), **own, "s": W(3, 1), "a": {"strides": (2,), "dilations": (1,), "pads": (1, 0), "group": 1}},
+            ],
+        ),
+        Rule(
+            f"scale-before-{kind}",
+            f"Conv(Mul(x, s), w{b}, **a)",
+            f"{_GROUPS}; root = Conv(x, {_TIMES.format('s')}{b}, **a)",
+            where=[
+                Guard("w.const and s.const and not x.const", FOLDS, "growth", {**seen, "s": T(1, 2, 1, 1), "a": PLAIN}),
+                Guard(_CHANNEL.format("s", "x"), _PER_CHANNEL, counter={**seen, "s": W(5, 1), "a": PLAIN}),
+            ],
+            tag="range",
+            examples=[
+                {**seen, "s": W(1, 2, 1, 1), "a": STRIDED},
+                {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), **six, "s": W(4, 1, 1), "a": GROUPED},
+                {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), **six, "s": C(0.5), "a": GROUPED},
+            ],
+        ),
+        Rule(
+            f"shift-before-{kind}",
+            f"Conv(Add(x, s), w{b}, **a)",
+            f"""
+{_GROUPS}; c = {_TOTAL.format(_TIMES.format("s"))}
+root = Conv(x, w, {"Add(b, c)" if biased else "c"}, **a)
+""",
+            where=[
+                Guard(f"w.const and s.const{constant} and not x.const", FOLDS, "growth", {**seen, "s": T(1, 2, 1, 1), "a": PLAIN}),
+                Guard(_CHANNEL.format("s", "x"), _PER_CHANNEL, counter={**seen, "s": W(5, 1), "a": PLAIN}),
+                Guard("not any(a['pads'])", "padding is not shifted, so near the edges less arrives", counter={**seen, "s": W(1, 2, 1, 1), "a": SAME}),
+            ],
+            tag="range",
+            examples=[
+                {**seen, "s": W(1, 2, 1, 1), "a": attributes(strides=(2, 1), dilations=(1, 2))},
+                {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), **six, "s": W(4, 1, 1), "a": GROUPED},
+                {**seen, "s": C(0.5), "a": PLAIN},
+            ],
+            source="normalised images: (x - mean) / deviation in front of the first convolution",
+        ),
+        Rule(
+            f"batch-norm-before-{kind}",
+            f"Conv(BatchNormalization(x, g, h, m, v, epsilon=e), w{b}, **a)",
+            f"""
+k = {_SCALE}; s = Sub(h, Mul(m, k))
+{_GROUPS}; c = {_TOTAL.format(_TIMES.format("s"))}
+root = Conv(x, {_TIMES.format("k")}, {"Add(b, c)" if biased else "c"}, **a)
+""",
+            where=[
+                Guard(f"w.const{constant} and g.const and h.const and m.const and v.const", FOLDS, "growth", {**seen, "w": T(3, 2, 3, 3), "a": PLAIN, **_SMALL}),
+                Guard("not any(a['pads'])", "padding is not shifted, so near the edges less arrives", counter={**seen, "a": SAME, **_SMALL}),
+            ],
+            tag="range",
+            examples=[
+                {**seen, "a": attributes(strides=(2, 1), dilations=(1, 2)), **_SMALL},
+                {"x": T(2, 3, 5, 5), "w": W(6, 1, 3, 1), **six, "a": attributes(group=3), **_NORM},
+            ],
+        ),
+        Rule(
+            f"pad-into-{kind}",
+            f"Conv(Pad(x, pads=p, value=f), w{b}, **a)",
+            f"""
+n = len(p) // 2
+q = [*p[2:n], *p[n + 2:]]
+root = Conv(x, w{b}, **{{**a, 'pads': [i + j for i, j in zip(a['pads'], q)]}})
+""",
+            where=[
+                Guard("f == 0", "a convolution pads with zeros", counter={**seen, "p": (0, 0, 1, 1, 0, 0, 1, 1), "f": 1.0, "a": PLAIN}),
+                Guard("not any((*p[:2], *p[len(p) // 2 : len(p) // 2 + 2]))", "a convolution pads its spatial axes only", counter={"x": T(1, 1, 5, 5), "w": W(3, 2, 3, 3), **own, "p": (0, 1, 1, 1, 0, 0, 1, 1), "f": 0.0, "a": PLAIN}),
+            ],
+            examples=[
+                {**seen, "p": (0, 0, 0, 2, 0, 0, 1, 3), "f": 0.0, "a": STRIDED},
+                {"x": T(2, 4, 5, 3), "w": W(6, 2, 3, 1), **six, "p": (0, 0, 1, 0, 0, 0, 0, 2), "f": 0.0, "a": GROUPED},
+            ],
+            source="TensorFlow's SAME padding, which PyTorch models write as a Pad of their own",
+        ),
+    ]  # fmt: skip
 
 
 RULES = [
+    *(rule for biased in (False, True) for rule in _with_and_without_bias(biased)),
     Rule(
-        "batch-norm-after-conv",
-        "BatchNormalization(Conv(x, w, **a), g, h, m, v, epsilon=e)",
-        """
-k = Div(g, Sqrt(Add(v, constant(np.array(e), v.dtype))))
-root = Conv(x, Mul(w, Reshape(k, shape=[w.shape[0]] + [1] * (w.rank - 1))), Sub(h, Mul(m, k)), **a)
-""",
+        "batch-norm-as-scale",
+        "BatchNormalization(x, g, h, m, v, epsilon=e)",
+        f"k = {_SCALE}; root = Add(Mul(x, k), Sub(h, Mul(m, k)))",
         where=[
-            Guard(
-                "w.const and g.const and h.const and m.const and v.const",
-                "weights and statistics must be constants, so that they fold",
-                kind="growth",
-                counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "g": W(3), "h": W(3), "m": W(3), "v": C([0.5, 1.0, 2.0]), "a": _A, "e": 2.0**-16},
-            )
+            Guard("g.const and h.const and m.const and v.const and not x.const", FOLDS, "growth", {"x": T(2, 3), **_NORM, "g": T(3)}),
+            Guard("x.rank == 2", "behind a matrix product only: convolutions take norms in by rules of their own, and elsewhere one operator is better than two", "growth", {"x": T(2, 3, 5), **_NORM}),
         ],
         tag="range",
-        examples=[
-            {"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "g": W(3), "h": W(3), "m": W(3), "v": C([0.5, 1.0, 2.0]), "a": _STRIDED, "e": 2.0**-16},
-            {"x": T(2, 4, 5, 5), "w": W(2, 2, 1, 3), "g": W(2), "h": W(2), "m": W(2), "v": C([0.5, 1.0]), "a": _GROUPED, "e": 0.0009765625},
-        ],
-    ),
-    Rule(
-        "batch-norm-after-biased-conv",
-        "BatchNormalization(Conv(x, w, b, **a), g, h, m, v, epsilon=e)",
-        """
-k = Div(g, Sqrt(Add(v, constant(np.array(e), v.dtype))))
-root = Conv(x, Mul(w, Reshape(k, shape=[w.shape[0]] + [1] * (w.rank - 1))), Add(h, Mul(Sub(b, m), k)), **a)
-""",
-        where=[
-            Guard(
-                "w.const and b.const and g.const and h.const and m.const and v.const",
-                "weights and statistics must be constants, so that they fold",
-                kind="growth",
-                counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "b": W(3), "g": W(3), "h": W(3), "m": W(3), "v": C([0.5, 1.0, 2.0]), "a": _A, "e": 2.0**-16},
-            )
-        ],
-        tag="range",
-        examples=[
-            {"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "g": W(3), "h": W(3), "m": W(3), "v": C([0.5, 1.0, 2.0]), "a": _SAME, "e": 2.0**-16},
-        ],
-    ),
-    Rule(
-        "add-as-conv-bias",
-        "y = Conv(x, w, **a); root = Add(y, s)",
-        "root = Conv(x, w, Reshape(s, shape=[y.shape[1]]), **a)",
-        where=[
-            Guard("s.const and not y.const", "the addend must be a constant", kind="growth", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "s": T(1, 3, 1, 1), "a": _A}),
-            Guard(
-                "s.rank in (y.rank - 1, y.rank) and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]",
-                "the addend must hold one value for each output channel, along the channel axis",
-                counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "s": W(3, 1), "a": _A},
-            ),
-        ],
-        examples=[
-            {"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "s": W(1, 3, 1, 1), "a": _SAME},
-            {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), "s": W(6, 1, 1), "a": _GROUPED},
-        ],
-    ),
-    Rule(
-        "add-to-conv-bias",
-        "y = Conv(x, w, b, **a); root = Add(y, s)",
-        "root = Conv(x, w, Add(b, Reshape(s, shape=[y.shape[1]])), **a)",
-        where=[
-            Guard("s.const and b.const and not y.const", "the addends must be constants", kind="growth", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "s": T(1, 3, 1, 1), "a": _A}),
-            Guard(
-                "s.rank in (y.rank - 1, y.rank) and s.elements == y.shape[1] and s.shape[1 - y.rank] == y.shape[1]",
-                "the addend must hold one value for each output channel, along the channel axis",
-                counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "s": W(3, 1), "a": _A},
-            ),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "s": W(1, 3, 1, 1), "a": _SAME}],
-    ),
-    Rule(
-        "scale-conv-weight",
-        "y = Conv(x, w, **a); root = Mul(y, s)",
-        f"root = Conv(x, Mul(w, {_COLUMN}), **a)",
-        where=[
-            Guard("w.const and s.const and not x.const", "w and s must be constants, so that their product folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "s": W(1, 3, 1, 1), "a": _A}),
-            Guard(f"s.rank <= y.rank and {_CHANNEL}", _PER_CHANNEL, counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "s": W(3, 1), "a": _A}),
-        ],
-        tag="range",
-        examples=[
-            {"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "s": W(1, 3, 1, 1), "a": _SAME},
-            {"x": T(2, 4, 5, 5), "w": W(6, 2, 3, 1), "s": C(0.5), "a": _GROUPED},
-        ],
-    ),
-    Rule(
-        "scale-biased-conv-weight",
-        "y = Conv(x, w, b, **a); root = Mul(y, s)",
-        f"root = Conv(x, Mul(w, {_COLUMN}), Mul(b, Reshape(s, shape=[s.elements])), **a)",
-        where=[
-            Guard("w.const and b.const and s.const and not x.const", "w, b and s must be constants, so that their products fold", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "b": W(3), "s": W(1, 3, 1, 1), "a": _A}),
-            Guard(f"s.rank <= y.rank and {_CHANNEL}", _PER_CHANNEL, counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "s": W(3, 1), "a": _A}),
-        ],
-        tag="range",
-        examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "b": W(3), "s": W(3, 1, 1), "a": _SAME}],
-    ),
-    Rule(
-        "merge-sibling-convs",
-        "y1 = Conv(x, w, **a); y2 = Conv(x, v, **a)",
-        """
-m = Split(Conv(x, Concat(w, v, axis=0), **a), axis=1, sizes=[w.shape[0], v.shape[0]])
-y1 = m[0]; y2 = m[1]
-""",
-        where=[
-            Guard("w.const and v.const", "both kernels must be weights, so that their concatenation folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "v": T(4, 2, 3, 3), "a": _A}),
-            Guard("w.shape[2:] == v.shape[2:]", "the kernels must have one size", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 1), "v": W(4, 2, 3, 3), "a": _A}),
-            Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "w": W(2, 2, 3, 3), "v": W(4, 2, 3, 3), "a": _GROUPED}),
-            Guard("x.next_sibling(w, v)", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "a": _A}),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "v": W(4, 2, 3, 3), "a": _STRIDED}],
-        source="TASO's conv merge",
-    ),
-    Rule(
-        "merge-sibling-biased-convs",
-        "y1 = Conv(x, w, b, **a); y2 = Conv(x, v, c, **a)",
-        """
-m = Split(Conv(x, Concat(w, v, axis=0), Concat(b, c, axis=0), **a), axis=1, sizes=[w.shape[0], v.shape[0]])
-y1 = m[0]; y2 = m[1]
-""",
-        where=[
-            Guard("w.const and v.const and b.const and c.const", "kernels and biases must be weights, so that their concatenation folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 3, 3), "v": T(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A}),
-            Guard("w.shape[2:] == v.shape[2:]", "the kernels must have one size", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A}),
-            Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "w": W(2, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(2), "c": W(4), "a": _GROUPED}),
-            Guard("x.next_sibling(w, v)", _ORDER, kind="growth", counter={"v": W(3, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 2, 5, 5), "b": W(4), "c": W(3), "a": _A}),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _SAME}],
-        source="TASO's conv merge",
-    ),
-    Rule(
-        "enlarge-biased-kernel",
-        "y1 = Conv(x, w, b, **a); y2 = Conv(x, v, c, **d)",
-        """
-z = constant(np.zeros([*w.shape[:2], 1, 1]), w.dtype)
-t = Concat(z, w, z, axis=2)
-u = constant(np.zeros([*w.shape[:2], 3, 1]), w.dtype)
-y1 = Conv(x, Concat(u, t, u, axis=3), b, **d)
-""",
-        where=[
-            Guard("w.const and v.const and w.lowest >= 0", "the kernels must be weights, so that the padding folds", kind="growth", counter={"x": T(1, 2, 5, 5), "w": T(3, 2, 1, 1), "v": T(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A, "d": _SAME}),
-            Guard("w.shape[2:] == (1, 1) and v.shape[2:] == (3, 3)", "a 1×1 kernel grows to the 3×3 of its sibling", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A, "d": _SAME}),
-            Guard("a['pads'] == (0, 0, 0, 0) and d['pads'] == (1, 1, 1, 1)", "the padding must grow by just what the kernel grows", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 1, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": {**_A, "pads": (1, 1, 0, 0)}, "d": _SAME}),
-            Guard("a['strides'] == d['strides']", "the strides must agree", counter={"x": T(1, 2, 5, 5), "w": W(3, 2, 1, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": {**_A, "strides": (2, 1)}, "d": {**_SAME, "strides": (1, 2)}}),
-            Guard("d['dilations'] == (1, 1)", "a dilated kernel reaches further than its padding", counter={"x": T(1, 2, 7, 7), "w": W(3, 2, 1, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A, "d": {**_SAME, "dilations": (2, 2)}}),
-            Guard("a['group'] == 1 and d['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "w": W(4, 4, 1, 1), "v": W(4, 2, 3, 3), "b": W(4), "c": W(4), "a": _A, "d": {**_SAME, "group": 2}}),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "w": W(3, 2, 1, 1), "v": W(4, 2, 3, 3), "b": W(3), "c": W(4), "a": _A, "d": _SAME}],
-        source="TASO's kernel enlargement (a hand-written rule there)",
-    ),
-    Rule(
-        "sum-of-convs",
-        "Add(Conv(x, w, **a), Conv(y, v, **a))",
-        "Conv(Concat(x, y, axis=1), Concat(w, v, axis=1), **a)",
-        where=[
-            Guard("w.const and v.const", "both kernels must be weights, so that their concatenation folds", kind="growth", counter={"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": T(4, 2, 3, 3), "v": T(4, 3, 3, 3), "a": _A}),
-            Guard("w.shape[0] == v.shape[0] and w.shape[2:] == v.shape[2:]", "the kernels must have one size and as many outputs", counter={"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(1, 3, 3, 3), "a": _A}),
-            Guard("x.shape[0] == y.shape[0] and x.shape[2:] == y.shape[2:]", "the images must have one size", counter={"x": T(1, 2, 5, 5), "y": T(2, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 3, 3, 3), "a": _A}),
-            Guard("a['group'] == 1", "inputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "y": T(1, 4, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 2, 3, 3), "a": _GROUPED}),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 3, 3, 3), "a": _SAME}],
-        source="TENSAT's conv-concat-add",
-    ),
-    Rule(
-        "sum-of-biased-convs",
-        "Add(Conv(x, w, b, **a), Conv(y, v, c, **a))",
-        "Conv(Concat(x, y, axis=1), Concat(w, v, axis=1), Add(b, c), **a)",
-        where=[
-            Guard("w.const and v.const and b.const and c.const", "the weights must be constants, so that they fold", kind="growth", counter={"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": T(4, 2, 3, 3), "v": T(4, 3, 3, 3), "b": W(4), "c": W(4), "a": _A}),
-            Guard("w.shape[0] == v.shape[0] and w.shape[2:] == v.shape[2:]", "the kernels must have one size and as many outputs", counter={"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(1, 3, 3, 3), "b": W(4), "c": W(1), "a": _A}),
-            Guard("x.shape[0] == y.shape[0] and x.shape[2:] == y.shape[2:]", "the images must have one size", counter={"x": T(1, 2, 5, 5), "y": T(2, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 3, 3, 3), "b": W(4), "c": W(4), "a": _A}),
-            Guard("a['group'] == 1", "inputs of grouped convolutions do not stay with their group", counter={"x": T(1, 4, 5, 5), "y": T(1, 4, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 2, 3, 3), "b": W(4), "c": W(4), "a": _GROUPED}),
-        ],
-        examples=[{"x": T(1, 2, 5, 5), "y": T(1, 3, 5, 5), "w": W(4, 2, 3, 3), "v": W(4, 3, 3, 3), "b": W(4), "c": W(4), "a": _SAME}],
-        source="TENSAT's conv-concat-add",
+        examples=[{"x": T(5, 3), **_NORM}],
     ),
 ]  # fmt: skip

@@ -31,7 +31,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..graph import TensorType
+from ..guards import earlier_first, later_first, next_user
 from ..operators import IllTyped, core
+from .axes import alike, blocks, inverse, kept, moved, one, padded, parted, product, same, spread, stripped
+from .parts import consecutive, cut, nested, offsets, seams
 
 Tag = Literal["exact", "range", "approx"]
 Example: TypeAlias = Mapping[str, Any]
@@ -137,6 +140,14 @@ class Rule:
         return compile(text, f"<right side of {self.name}>", "exec")
 
     @cached_property
+    def introduces(self) -> tuple[str, ...]:
+        """Operators that the right side makes and the left side has not, in alphabetical order."""
+        there = {q.op for p in self.patterns for q in p.walk()}
+        called = {n.func.id for n in ast.walk(ast.parse(self.rhs.strip()))
+                  if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
+        return tuple(sorted(op for op in called - there if core(op)))
+
+    @cached_property
     def left(self) -> CodeType:
         """The left side as code that builds it."""
         text = self.lhs.strip()
@@ -236,13 +247,33 @@ def composed(p: tuple[int, ...], q: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(p[i] for i in q)
 
 
-def one(extent: Any) -> bool:
-    """Whether an extent is 1 for every binding. Unlike `extent == 1`, which an undecided extent makes a refusal."""
-    return isinstance(extent, int) and extent == 1
+_HELD: dict[str, str] = {
+    "bool": "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64",
+    "uint8": "uint8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64",
+    "int8": "int8 int16 int32 int64 float16 bfloat16 float32 float64",
+    "uint16": "uint16 uint32 int32 uint64 int64 float32 float64",
+    "int16": "int16 int32 int64 float32 float64",
+    "uint32": "uint32 uint64 int64 float64",
+    "int32": "int32 int64 float64",
+    "uint64": "uint64",
+    "int64": "int64",
+    "float16": "float16 float32 float64",
+    "bfloat16": "bfloat16 float32 float64",
+    "float32": "float32 float64",
+    "float64": "float64",
+}
+
+
+def holds(wide: str, narrow: str) -> bool:
+    """Whether every value of the element type `narrow` is one of the element type `wide`."""
+    return wide in _HELD.get(narrow, "").split()
 
 
 HELPERS: dict[str, Any] = {
-    "prod": prod, "np": np, "swapped": swapped, "composed": composed, "one": one,
+    "prod": prod, "np": np, "swapped": swapped, "composed": composed, "one": one, "holds": holds,
+    **{f.__name__: f for f in (consecutive, cut, nested, offsets, seams)},
+    **{f.__name__: f for f in (earlier_first, later_first, next_user)},
+    **{f.__name__: f for f in (alike, blocks, inverse, kept, moved, padded, parted, product, same, spread, stripped)},
     "__builtins__": {
         f.__name__: f
         for f in (abs, all, any, dict, enumerate, float, int, len, list, max, min, range, sorted, sum, tuple, zip)

@@ -1,111 +1,61 @@
-"""Matrix products: siblings merged, constants folded, linearity."""
+"""Matrix products: constants folded, linearity. Siblings are merged in `merging`."""
 
 from __future__ import annotations
 
 from .language import C, Guard, Rule, T, W
 
-_ORDER = "siblings merge in the order of their weights, one after the other, else every subset of a group is made"
+_VECTOR = "a product with a vector is no associative one"
+
+
+def _of_concatenated(count: int) -> list[Rule]:
+    """Concatenated products that share an operand are one product."""
+    names, number = "abcd"[:count], {2: "", 3: "three-", 4: "four-"}[count]
+    rows = {n: T(2 + i, 5) for i, n in enumerate(names)}
+    columns = {n: W(5, 2 + i) for i, n in enumerate(names)}
+    return [
+        Rule(
+            f"concat-of-{number}matmuls-of-one-weight",
+            f"Concat({', '.join(f'MatMul({n}, w)' for n in names)}, axis=k)",
+            f"MatMul(Concat({', '.join(names)}, axis=k), w)",
+            where=[
+                Guard(
+                    "w.rank == 2 and a.rank >= 2",
+                    "of higher ranks axis k is not an axis of the rows, and vectors have no rows",
+                    counter={**{n: T(2, 3, 5) for n in names}, "w": T(2, 5, 4), "k": 0},
+                ),
+                Guard(
+                    "k != a.last",
+                    "along the last axis the products of several weights would be concatenated",
+                    counter={**{n: T(4, 4) for n in names}, "w": T(4, 4), "k": 1},
+                ),
+            ],
+            examples=[{**rows, "w": W(5, 4), "k": 0}, {**rows, "w": T(5, 4), "k": 0}],
+            source="TASO 74",
+        ),
+        Rule(
+            f"concat-of-{number}matmuls-of-one-operand",
+            f"Concat({', '.join(f'MatMul(x, {n})' for n in names)}, axis=k)",
+            f"MatMul(x, Concat({', '.join(names)}, axis=1))",
+            where=[
+                Guard(
+                    f"{' and '.join(f'{n}.rank == 2' for n in names)} and k == x.last",
+                    "the columns of matrices must be concatenated",
+                    counter={"x": T(5, 5), **{n: W(5, 5) for n in names}, "k": 0},
+                ),
+                Guard(
+                    "len({n.const for n in (" + ", ".join(names) + ")}) == 1",
+                    "some weights among the operands would be copied each time",
+                    kind="growth",
+                    counter={"x": T(3, 5), **columns, "a": T(5, 2), "k": 1},
+                ),
+            ],
+            examples=[{"x": T(3, 5), **columns, "k": 1}, {"x": T(2, 3, 5), **{n: T(5, 3) for n in names}, "k": 2}],
+            source="TASO 8 and 73",
+        ),
+    ]
+
 
 RULES = [
-    Rule(
-        "merge-sibling-matmuls",
-        "y1 = MatMul(x, w); y2 = MatMul(x, v)",
-        """
-m = Split(MatMul(x, Concat(w, v, axis=1)), axis=y1.last, sizes=[w.shape[1], v.shape[1]])
-y1 = m[0]; y2 = m[1]
-""",
-        where=[
-            Guard(
-                "w.const and v.const",
-                "both right operands must be weights, so that their concatenation folds",
-                kind="growth",
-                counter={"x": T(3, 5), "w": T(5, 2), "v": T(5, 7)},
-            ),
-            Guard(
-                "w.rank == 2 and v.rank == 2",
-                "the right operands must be matrices: of higher ranks axis 1 is not the column axis",
-                counter={"x": T(3, 5), "w": W(3, 5, 2), "v": W(3, 5, 2)},
-            ),
-            Guard(
-                "x.next_sibling(w, v)",
-                _ORDER,
-                kind="growth",
-                counter={"v": W(5, 2), "w": W(5, 7), "x": T(3, 5)},
-            ),
-        ],
-        examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(5, 7)}, {"x": T(2, 3, 5), "w": W(5, 4), "v": W(5, 1)}],
-        source="TASO's matmul merge; QKV and gate/up projections",
-    ),
-    Rule(
-        "merge-biases",
-        "s = Split(t, axis=k, sizes=n); y1 = Add(s[0], b); y2 = Add(s[1], c)",
-        "p = Split(Add(t, Concat(b, c, axis=b.last)), axis=k, sizes=n); y1 = p[0]; y2 = p[1]",
-        where=[
-            Guard(
-                "b.const and c.const",
-                "both addends must be constants, so that their concatenation folds",
-                kind="growth",
-                counter={"t": T(3, 5), "k": 1, "n": (2, 3), "b": T(2), "c": T(3)},
-            ),
-            Guard(
-                "not (b.all_equal(0.0) and c.all_equal(0.0))",
-                "addends that are all zero vanish",
-                kind="growth",
-                counter={"t": T(3, 5), "k": 1, "n": (2, 3), "b": C([0.0, 0.0]), "c": C([0.0, 0.0, 0.0])},
-            ),
-            Guard(
-                "len(n) == 2",
-                "every part needs its own addend",
-                counter={"t": T(2, 5), "k": 1, "n": (2, 2, 1), "b": W(2), "c": W(2)},
-            ),
-            Guard(
-                "k == t.last",
-                "the split must be along the last axis, the addends' axis",
-                counter={"t": T(4, 3), "k": 0, "n": (1, 3), "b": W(3), "c": W(3)},
-            ),
-            Guard(
-                "b.rank == 1 and c.rank == 1 and b.shape[0] == n[0] and c.shape[0] == n[1]",
-                "the addends must be vectors with one value for each column",
-                counter={"t": T(4, 5), "k": 1, "n": (2, 3), "b": W(1), "c": W(1)},
-            ),
-        ],
-        examples=[{"t": T(4, 5), "k": 1, "n": (2, 3), "b": W(2), "c": W(3)}],
-    ),
-    Rule(
-        "merge-three-biases",
-        "s = Split(t, axis=k, sizes=n); y1 = Add(s[0], b); y2 = Add(s[1], c); y3 = Add(s[2], d)",
-        "p = Split(Add(t, Concat(b, c, d, axis=0)), axis=k, sizes=n); y1 = p[0]; y2 = p[1]; y3 = p[2]",
-        where=[
-            Guard(
-                "b.const and c.const and d.const",
-                "the addends must be constants, so that their concatenation folds",
-                kind="growth",
-                counter={"t": T(3, 6), "k": 1, "n": (2, 3, 1), "b": T(2), "c": T(3), "d": T(1)},
-            ),
-            Guard(
-                "not (b.all_equal(0.0) and c.all_equal(0.0) and d.all_equal(0.0))",
-                "addends that are all zero vanish",
-                kind="growth",
-                counter={"t": T(3, 4), "k": 1, "n": (1, 2, 1), "b": C([0.0]), "c": C([0.0, 0.0]), "d": C([0.0])},
-            ),
-            Guard(
-                "len(n) == 3",
-                "every part needs its own addend",
-                counter={"t": T(2, 6), "k": 1, "n": (2, 2, 1, 1), "b": W(2), "c": W(2), "d": W(1)},
-            ),
-            Guard(
-                "k == t.last",
-                "the split must be along the last axis, the addends' axis",
-                counter={"t": T(6, 2), "k": 0, "n": (2, 3, 1), "b": W(2), "c": W(2), "d": W(2)},
-            ),
-            Guard(
-                "all(v.rank == 1 and v.shape[0] == e for v, e in zip((b, c, d), n))",
-                "the addends must be vectors with one value for each column",
-                counter={"t": T(4, 6), "k": 1, "n": (2, 3, 1), "b": W(1), "c": W(1), "d": W(1)},
-            ),
-        ],
-        examples=[{"t": T(4, 6), "k": 1, "n": (2, 3, 1), "b": W(2), "c": W(3), "d": W(1)}],
-    ),
     Rule(
         "matmul-of-product",
         "MatMul(MatMul(x, w), v)",
@@ -119,11 +69,111 @@ y1 = m[0]; y2 = m[1]
             ),
             Guard(
                 "x.rank >= 2 and w.rank >= 2 and v.rank >= 2",
-                "a product with a vector is no associative one",
+                _VECTOR,
                 counter={"x": T(3, 3), "w": W(3), "v": W(3, 3)},
             ),
         ],
         examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(2, 7)}, {"x": T(2, 3, 5), "w": W(5, 2), "v": W(2, 7)}],
+    ),
+    Rule(
+        "matmul-later-product-first",
+        "MatMul(MatMul(x, y), z)",
+        "MatMul(x, MatMul(y, z))",
+        where=[
+            Guard(
+                "x.rank >= 2 and y.rank >= 2 and z.rank >= 2",
+                _VECTOR,
+                counter={"x": T(3, 3), "y": T(3), "z": T(3, 3)},
+            ),
+            Guard(
+                "y.rank == z.rank == 2 or x.shape[:-2] == y.shape[:-2] == z.shape[:-2]",
+                "multiplications are counted for one batch, or one pair of matrices, only",
+                kind="growth",
+                counter={"x": T(3, 5), "y": T(5, 4), "z": T(2, 4, 1)},
+            ),
+            Guard(
+                "not (y.const and z.const) and later_first(x, y, z) <= earlier_first(x, y, z)",
+                "the other order must not take more multiplications",
+                kind="growth",
+                counter={"x": T(2, 5), "y": T(5, 3), "z": T(3, 7)},
+            ),
+        ],
+        tag="range",
+        examples=[
+            {"x": T(3, 5), "y": T(5, 4), "z": T(4, 1)},
+            {"x": T(2, 7, 2), "y": T(2, 2, 5), "z": T(2, 5, 3)},
+            {"x": T(2, 7, 3), "y": T(3, 7), "z": T(7, 2)},
+        ],
+        source="TASO 1, 4, 9, 12 to 14; attention without softmax, graph convolution",
+    ),
+    Rule(
+        "matmul-earlier-product-first",
+        "MatMul(x, MatMul(y, z))",
+        "MatMul(MatMul(x, y), z)",
+        where=[
+            Guard(
+                "x.rank >= 2 and y.rank >= 2 and z.rank >= 2",
+                _VECTOR,
+                counter={"x": T(3, 3), "y": T(3), "z": T(3, 3)},
+            ),
+            Guard(
+                "y.rank == z.rank == 2 or x.shape[:-2] == y.shape[:-2] == z.shape[:-2]",
+                "multiplications are counted for one batch, or one pair of matrices, only",
+                kind="growth",
+                counter={"x": T(1, 5), "y": T(5, 4), "z": T(2, 4, 7)},
+            ),
+            Guard(
+                "x.const and y.const or earlier_first(x, y, z) < later_first(x, y, z)",
+                "the other order must take fewer multiplications",
+                kind="growth",
+                counter={"x": T(5, 5), "y": T(5, 5), "z": T(5, 5)},
+            ),
+        ],
+        tag="range",
+        examples=[{"x": T(1, 5), "y": T(5, 4), "z": T(4, 7)}, {"x": W(3, 5), "y": W(5, 2), "z": T(2, 1)}],
+        source="TASO 2, 5, 16 to 21",
+    ),
+    Rule(
+        "matmul-of-residual",
+        "MatMul(Add(x, MatMul(x, w)), v)",
+        "MatMul(x, Add(v, MatMul(w, v)))",
+        where=[
+            Guard(
+                "x.rank >= 2 and w.rank == 2 and v.rank == 2",
+                "both products must be those of matrices: added to a matrix, a vector is a row",
+                counter={"x": T(3, 3), "w": T(3), "v": T(3, 2)},
+            ),
+            Guard(
+                "w.const and v.const or v.shape[1] * w.shape[0] <= x.elements",
+                "the second factor must fold, or be smaller than the first",
+                kind="growth",
+                counter={"x": T(3, 5), "w": T(5, 5), "v": T(5, 7)},
+            ),
+        ],
+        tag="range",
+        examples=[{"x": T(3, 5), "w": W(5, 5), "v": W(5, 2)}, {"x": T(2, 7, 3), "w": T(3, 3), "v": T(3, 2)}],
+        source="TASO 7",
+    ),
+    Rule(
+        "matmul-of-diffused",
+        "MatMul(Add(y, MatMul(x, y)), z)",
+        "p = MatMul(y, z); root = Add(p, MatMul(x, p))",
+        where=[
+            Guard(
+                "x.rank == 2 and y.rank == 2 and z.rank == 2",
+                "all three must be matrices",
+                counter={"x": T(3, 3, 3), "y": T(3), "z": T(3, 2)},
+            ),
+            Guard(
+                "z.shape[1] < z.shape[0]",
+                "the product must be narrower than y",
+                kind="growth",
+                counter={"x": T(3, 3), "y": T(3, 2), "z": T(2, 5)},
+            ),
+        ],
+        tag="range",
+        examples=[{"x": T(3, 3), "y": T(3, 5), "z": T(5, 2)}],
+        source="TASO 15; graph convolution with self-loops",
     ),
     Rule(
         "scale-matmul-weight",
@@ -171,18 +221,49 @@ y1 = m[0]; y2 = m[1]
         "MatMul(x, Add(w, v))",
         where=[
             Guard(
-                "w.const and v.const and not x.const",
-                "w and v must be weights, so that their sum folds",
-                kind="growth",
-                counter={"x": T(3, 5), "w": T(5, 2), "v": W(5, 2)},
-            ),
-            Guard(
                 "w.shape == v.shape",
                 "a vector's product is a row, but added to a matrix it is a row of the factor",
                 counter={"x": T(3, 3), "w": W(3), "v": W(3, 3)},
             ),
         ],
-        examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(5, 2)}],
+        examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(5, 2)}, {"x": T(3, 5), "w": T(5, 2), "v": T(5, 2)}],
+        source="TASO 31",
+    ),
+    Rule(
+        "sum-of-different-matmuls",
+        "Add(MatMul(x, w), MatMul(y, v))",
+        "MatMul(Concat(x, y, axis=x.last), Concat(w, v, axis=0))",
+        where=[
+            Guard(
+                "x.rank >= 2 and w.rank == 2 and v.rank == 2 and w.shape[1] == v.shape[1]",
+                "both right operands must be matrices with the same columns",
+                counter={"x": T(3), "y": T(3), "w": T(3, 3), "v": T(3, 1)},
+            ),
+            Guard(
+                "x.shape[:-1] == y.shape[:-1]",
+                "both left operands must have the same rows",
+                counter={"x": T(3, 2), "y": T(1, 5), "w": T(2, 4), "v": T(5, 4)},
+            ),
+            Guard(
+                "not x == y and not w == v",
+                "a shared operand is factored out",
+                kind="growth",
+                counter={"x": T(3, 2), "y": T(3, 2), "w": C([[1.0, 2.0], [3.0, 4.0]]), "v": C([[1.0, 2.0], [3.0, 4.0]])},
+            ),
+            Guard(
+                "w.const and v.const"
+                " or 2 * (w.elements + v.elements + x.elements + y.elements) < 3 * w.shape[1] * (x.elements // w.shape[0])",
+                "the weights must fold, or copying the operands must take less than the addition",
+                kind="growth",
+                counter={"x": T(3, 2), "y": T(3, 5), "w": T(2, 4), "v": T(5, 4)},
+            ),
+        ],
+        examples=[
+            {"x": T(3, 2), "y": T(3, 5), "w": W(2, 4), "v": W(5, 4)},
+            {"x": T(2, 3, 2), "y": T(2, 3, 1), "w": W(2, 7), "v": W(1, 7)},
+            {"x": T(7, 1), "y": T(7, 1), "w": T(1, 11), "v": T(1, 11)},
+        ],
+        source="TASO 70; the two products of a recurrent cell",
     ),
     Rule(
         "matmul-of-sum",
@@ -214,5 +295,45 @@ y1 = m[0]; y2 = m[1]
             ),
         ],
         examples=[{"x": T(3, 5), "y": T(5, 2), "p": (1, 0)}, {"x": T(2, 3, 5), "y": T(2, 5, 4), "p": (0, 2, 1)}],
+    ),
+    *(rule for count in (2, 3, 4) for rule in _of_concatenated(count)),
+    Rule(
+        "matmul-of-row-concat",
+        "MatMul(Concat(*xs, axis=k), w)",
+        "Concat(*[MatMul(x, w) for x in xs], axis=k)",
+        where=[
+            Guard(
+                "w.rank == 2 and all(x.rank >= 2 for x in xs)",
+                "of factors of higher ranks axis k is not an axis of the rows, and of vectors there are none",
+                counter={"xs": [T(2, 3, 5), T(1, 3, 5)], "w": T(3, 5, 2), "k": 0},
+            ),
+            Guard(
+                "k != xs[0].last",
+                "the last axis is summed over",
+                counter={"xs": [T(3, 3), T(3, 3)], "w": T(6, 2), "k": 1},
+            ),
+        ],
+        examples=[{"xs": [T(3, 5), T(1, 5)], "w": T(5, 2), "k": 0}, {"xs": [T(2, 1, 5), T(2, 3, 5)], "w": W(5, 4), "k": 1}],
+        source="TASO 3",
+    ),
+    Rule(
+        "merge-matmuls-of-one-weight",
+        "y1 = MatMul(x, w); y2 = MatMul(y, w)",
+        "m = Split(MatMul(Concat(x, y, axis=0), w), axis=0, sizes=[x.shape[0], y.shape[0]]); y1 = m[0]; y2 = m[1]",
+        where=[
+            Guard(
+                "w.rank == 2 and x.rank >= 2 and y.rank >= 2",
+                "of higher ranks axis 0 is not an axis of the rows, and vectors have no rows",
+                counter={"x": T(2, 3, 5), "y": T(2, 3, 5), "w": W(2, 5, 4)},
+            ),
+            Guard(
+                "next_user(w, x, y)",
+                "terms on one weight merge in the order of their age, one after the other, where none needs another",
+                kind="growth",
+                counter={"y": T(3, 5), "x": T(2, 5), "w": W(5, 4)},
+            ),
+        ],
+        examples=[{"x": T(2, 5), "y": T(3, 5), "w": W(5, 4)}, {"x": T(2, 3, 5), "y": T(1, 3, 5), "w": W(5, 2)}],
+        source="TASO's two-output matmul merge; steps of an unrolled recurrence, twin towers",
     ),
 ]

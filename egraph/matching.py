@@ -1,0 +1,155 @@
+"""From matches to verdicts: what a match binds, and what the rule's guards say of it, each question asked once.
+
+A guard that asks only for types, constness and known values answers alike wherever those are alike: in a model of
+70 equal layers it is evaluated for one of them. Which guards are so is found out by watching what they ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .extent import viewed
+from .rules.language import Guard, Rule
+from .terms import Term, TermGraph
+
+if TYPE_CHECKING:
+    from .engine import Query
+
+Cells = tuple[int, ...]
+"""One match of a query: for each column the key of a term, or the number of a set of attributes."""
+
+LOCAL = frozenset(
+    (
+        "type", "shape", "rank", "last", "elements", "dtype", "const", "uniform", "all_equal", "near", "fits",
+        "broadcasts_along",
+    )
+)  # fmt: skip
+"""What a guard may ask of a term that the term's type, constness and uniform value decide."""
+
+
+class Watched:
+    """A term that notes whether it was asked for more than `LOCAL`."""
+
+    __slots__ = ("_term", "_watch")
+
+    def __init__(self, term: Term, watch: list[bool]) -> None:
+        self._term = term
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in LOCAL:
+            self._watch[0] = True
+        return getattr(self._term, name)
+
+    def __getitem__(self, index: int) -> Any:
+        self._watch[0] = True
+        return self._term[index]
+
+    def __eq__(self, other: object) -> bool:
+        self._watch[0] = True
+        return self._term == (other._term if isinstance(other, Watched) else other)
+
+    def __hash__(self) -> int:
+        self._watch[0] = True
+        return hash(self._term)
+
+
+_UNSEEN: Any = object()
+_ASK: Any = object()
+"""The guards ask for more than types: they are asked anew for every match."""
+
+
+@dataclass
+class Binder:
+    """Reads the matches of one query of a rule."""
+
+    terms: TermGraph
+    rule: Rule
+    query: Query
+    _bound: dict[Cells, dict[str, Any] | None] = field(default_factory=dict)
+    _verdicts: dict[tuple[Cells, Cells], Guard | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        columns = self.query.columns
+        self.attribute_cells = [i for i, c in enumerate(columns) if c.kind == "attributes"]
+        self.term_cells = [i for i, c in enumerate(columns) if c.kind == "term"]
+        at = {c.name: i for i, c in enumerate(columns)}
+        self.roots = [(r, at[r]) for r in self.rule.roots]
+        self.results = [
+            (at[p.result], p.op) for root in sorted(self.rule.patterns, key=lambda r: r.result not in self.rule.roots)
+            for p in root.walk() if p.op != "Get"
+        ]  # fmt: skip
+        """The cell of each operator of the pattern, those that the rule gives an equal to first."""
+        self.patterns = [
+            (p, at[f"a_{p.whole}" if p.whole else f"a_{p.result}"])
+            for root in self.rule.patterns
+            for p in root.walk()
+            if not (p.op == "Get" and p.fixed)
+        ]
+
+    def attributes(self, cells: Cells) -> dict[str, Any] | None:
+        """The values of the rule's attribute names, or None where the attributes do not fit."""
+        key = tuple([cells[i] for i in self.attribute_cells])
+        found = self._bound.get(key, _UNSEEN)
+        if found is _UNSEEN:
+            found = self._bound[key] = self._bind(cells)
+        return found  # type: ignore[no-any-return]
+
+    def _bind(self, cells: Cells) -> dict[str, Any] | None:
+        names: dict[str, Any] = {}
+        raw: dict[str, Any] = {}
+        for p, i in self.patterns:
+            attrs = dict(self.terms.attribute_table[cells[i]])
+            if p.whole:
+                names[p.whole] = {k: viewed(v) for k, v in attrs.items()}
+            for attribute, name in p.named:
+                if raw.setdefault(name, attrs[attribute]) != attrs[attribute]:
+                    return None
+                names[name] = viewed(attrs[attribute])
+            if any(attrs[attribute] != value for attribute, value in p.fixed):
+                return None
+        return names
+
+    def names(self, cells: Cells, bound: dict[str, Any], watch: list[bool] | None = None) -> dict[str, Any]:
+        """Everything that the rule's texts may name: its terms and its attributes."""
+        names = {k: dict(v) if isinstance(v, dict) else v for k, v in bound.items()}
+        for i in self.term_cells:
+            column = self.query.columns[i]
+            term: Any = Term(self.terms, cells[i])
+            if watch is not None:
+                term = Watched(term, watch)
+            if column.item >= 0:
+                names.setdefault(column.name, []).append(term)
+            else:
+                names[column.name] = term
+        return names
+
+    def refusal(self, cells: Cells, bound: dict[str, Any]) -> Guard | None:
+        """The first guard that is false for this match, or None if all hold."""
+        if not self.rule.where:
+            return None
+        key = (
+            tuple([cells[i] for i in self.attribute_cells]),
+            tuple([self.terms.facts(cells[i]) for i in self.term_cells]),
+        )
+        found = self._verdicts.get(key, _UNSEEN)
+        if found is _ASK:
+            return self.rule.refusal(self.names(cells, bound))
+        if found is _UNSEEN:
+            watch = [False]
+            found = self.rule.refusal(self.names(cells, bound, watch))
+            self._verdicts[key] = _ASK if watch[0] else found
+        return found  # type: ignore[no-any-return]
+
+
+def described(query: Query, cells: Sequence[int]) -> dict[str, Any]:
+    """A match as a mapping from column names to keys (lists of them for starred names) and numbers of attributes."""
+    match: dict[str, Any] = {}
+    for cell, column in zip(cells, query.columns, strict=True):
+        if column.item >= 0:
+            match.setdefault(column.name, []).append(cell)
+        else:
+            match[column.name] = cell
+    return match

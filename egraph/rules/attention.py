@@ -1,0 +1,7 @@
+"""Attention: scales, heads, decomposed and fused."""
+
+from __future__ import annotations
+
+from .language import Rule
+
+RULES: list[Rule] = []

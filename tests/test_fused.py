@@ -1,0 +1,122 @@
+"""The fused operators: what they mean is what ONNX Runtime computes, and they are read and written as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from xrlflow.egraph.fused import FUSED
+from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, TupleType
+from xrlflow.lowering import available, load, to_onnx
+from xrlflow.lowering.evaluation import evaluate
+from xrlflow.lowering.onnx_tensor import OnnxSource
+
+
+def convolution(activation: str, *parameters: float) -> dict[str, Any]:
+    window = {"strides": (1, 2), "dilations": (1, 1), "pads": (1, 0, 1, 0), "group": 1}
+    return {**window, "activation": activation, "parameters": parameters}
+
+
+GEMM = {"alpha": 0.5, "beta": 2.0, "transA": 0, "transB": 1}
+
+CASES: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
+    ("Attention", [(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6)], {"scale": 0.3, "causal": 0}),
+    ("Attention", [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 6)], {"scale": 0.5, "causal": 1}),
+    ("Attention", [(2, 6, 5, 4), (2, 2, 7, 4), (2, 2, 7, 6)], {"scale": 0.3, "causal": 0}),
+    ("Attention", [(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), (5, 7)], {"scale": 0.3, "causal": 0}),
+    ("Attention", [(2, 6, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), (2, 1, 5, 7)], {"scale": 0.3, "causal": 0}),
+    ("Attention", [(2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 6), (1, 3, 5, 5)], {"scale": 0.3, "causal": 1}),
+    ("RotaryEmbedding", [(2, 3, 5, 8), (2, 5, 4), (2, 5, 4)], {"interleaved": 0}),
+    ("RotaryEmbedding", [(2, 3, 5, 8), (2, 5, 4), (2, 5, 4)], {"interleaved": 1}),
+    ("MultiHeadAttention", [(2, 5, 12), (2, 7, 12), (2, 7, 18)], {"heads": 3, "scale": 0.4, "causal": 0}),
+    ("MultiHeadAttention", [(2, 5, 12), (2, 5, 12), (2, 5, 18)], {"heads": 3, "scale": 0.4, "causal": 1}),
+    ("MultiHeadAttention", [(2, 5, 12), (2, 7, 12), (2, 7, 18), (1, 3, 5, 7)], {"heads": 3, "scale": 0.4, "causal": 0}),
+    ("MultiHeadAttention", [(2, 5, 12), (2, 7, 12), (2, 7, 18), (2, 1, 5, 7)], {"heads": 3, "scale": 0.4, "causal": 0}),
+    ("FusedMatMul", [(2, 5, 3), (2, 7, 5)], {"alpha": -1.5, "transA": 1, "transB": 1}),
+    ("FusedMatMul", [(4, 1, 3, 5), (2, 5, 7)], {"alpha": 0.25, "transA": 0, "transB": 0}),
+    ("FusedMatMul", [(3, 5), (2, 7, 5)], {"alpha": 1.0, "transA": 0, "transB": 1}),
+    ("FusedGemm", [(3, 5), (7, 5), (7,)], {**GEMM, "activation": "Relu", "parameters": ()}),
+    ("FusedGemm", [(3, 5), (7, 5)], {**GEMM, "beta": 1.0, "activation": "LeakyRelu", "parameters": (0.25,)}),
+    ("FusedGemm", [(3, 5), (7, 5), (3, 1)], {**GEMM, "activation": "HardSigmoid", "parameters": (0.25, 0.5)}),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3)], convolution("Relu")),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3), (4,)], convolution("Clip", 0.0, 1.5)),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3), (4,)], convolution("HardSigmoid", 0.25, 0.5)),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3), (4,)], convolution("LeakyRelu", 0.25)),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3), (4,), (2, 4, 7, 4)], convolution("Relu")),
+    ("FusedConv", [(2, 3, 7, 9), (4, 3, 3, 3), (4,), (2, 4, 7, 4)], convolution("")),
+    ("BiasGelu", [(2, 3, 5), (5,)], {}),
+    ("FastGelu", [(2, 3, 5), (5,)], {}),
+    ("SkipLayerNormalization", [(2, 3, 5), (2, 3, 5), (5,), (5,)], {"epsilon": 1e-3, "sum": 0}),
+    ("SkipLayerNormalization", [(2, 3, 5), (2, 3, 5), (5,), (5,), (5,)], {"epsilon": 1e-3, "sum": 1}),
+    ("SkipLayerNormalization", [(3, 5), (3, 5), (5,), (5,)], {"epsilon": 1e-3, "sum": 1}),
+    ("SkipSimplifiedLayerNormalization", [(2, 3, 5), (2, 3, 5), (5,)], {"epsilon": 1e-3, "sum": 1}),
+    ("SkipSimplifiedLayerNormalization", [(2, 3, 5), (2, 3, 5), (5,), (5,)], {"epsilon": 1e-3, "sum": 0}),
+    ("SkipSimplifiedLayerNormalization", [(3, 5), (3, 5), (5,)], {"epsilon": 1e-3, "sum": 0}),
+    # core operators that ONNX Runtime has under another name in older opsets
+    ("RMSNormalization", [(2, 3, 5), (5,)], {"axis": 2, "epsilon": 1e-3}),
+    ("Gelu", [(2, 3, 5)], {"approximate": "none"}),
+    ("Gelu", [(2, 3, 5)], {"approximate": "tanh"}),
+    ("Swish", [(2, 3, 5)], {"alpha": 1.5}),
+]  # fmt: skip
+IDS = [f"{op}-{i}" for i, (op, _, _) in enumerate(CASES)]
+
+
+def graph_of(op: str, shapes: list[tuple[int, ...]], attrs: dict[str, Any], opset: int) -> Graph:
+    """A graph of this one operator, in an opset."""
+    base = helper.make_model(
+        helper.make_graph([], "one", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]),
+        opset_imports=[helper.make_opsetid("", opset)], ir_version=10,
+    )  # fmt: skip
+    g = GraphBuilder()
+    node = g.op(op, *(g.input(f"x{i}", TensorType(s, "float32")) for i, s in enumerate(shapes)), **attrs)
+    kind = g.nodes[node].type
+    del base.graph.output[:]
+    outputs = {f"y{k}": g.get(node, k) for k in range(2)} if isinstance(kind, TupleType) else {"y": node}
+    return g.build(outputs, OnnxSource(base, {}, False, None))
+
+
+def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )
+
+
+@pytest.mark.parametrize(("op", "shapes", "attrs"), CASES, ids=IDS)
+def test_the_evaluator_computes_what_onnx_runtime_computes(op: str, shapes: Any, attrs: Any) -> None:
+    opset = 23 if op in ("Attention", "RotaryEmbedding") else 18
+    assert available(op, opset, contrib=True)
+    graph = graph_of(op, shapes, attrs, opset)
+    rng = np.random.default_rng(0)
+    inputs = {f"x{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(shapes)}
+    model = to_onnx(graph)
+    for found, wanted in zip(run(model, inputs), evaluate(graph, inputs), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("op", "shapes", "attrs"), CASES, ids=IDS)
+def test_what_is_written_is_read_as_the_same_operator(op: str, shapes: Any, attrs: Any) -> None:
+    graph = graph_of(op, shapes, attrs, 23 if op in ("Attention", "RotaryEmbedding") else 18)
+    again = load(to_onnx(graph))
+    wanted, found = (g.nodes[max(g.operators, key=lambda i: g.nodes[i].op == op)] for g in (graph, again))
+    assert (found.op, found.type) == (op, wanted.type)
+    for name, value in wanted.attrs.items():
+        # ONNX keeps attributes in float32
+        assert found.attrs[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
+
+
+def test_every_fused_operator_is_compared() -> None:
+    assert set(FUSED) <= {op for op, _, _ in CASES}
+
+
+def test_available_tells_target_and_opset() -> None:
+    assert available("FusedConv", 18, contrib=True) and not available("FusedConv", 25)
+    assert available("RMSNormalization", 23) and not available("RMSNormalization", 22)
+    assert available("RMSNormalization", 22, contrib=True)
+    assert not available("Attention", 22, contrib=True) and available("Attention", 23)
