@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,3 +110,20 @@ def _components(space: SearchSpace, classes: list[int], selection: Selection) ->
 def as_json(items: list[Substitution], limit: int = 8) -> list[dict[str, Any]]:
     """For the run's record; at most `limit` names of each site."""
     return [{**asdict(s), "site": list(s.site[:limit])} for s in items]
+
+
+def rule_account(space: SearchSpace, selection: Selection | None) -> dict[str, dict[str, Any]]:
+    """What each rule did in saturation, and how many operators of `selection` it made.
+
+    For each rule that had a match: matches (= firings + known + unfit + all refused), firings, known, unfit, refused
+    (by reason), enodes (terms made), seconds, chosen (operators of the selection that it made or that its firings
+    made equal to another, constants left out).
+    """
+    chosen: Counter[str] = Counter()
+    if selection is not None:
+        for i in selection.choice[selection.choice >= 0].tolist():
+            if not space.const[space.node_class[i]]:
+                chosen.update(space.rules[i])
+    return {
+        name: {**asdict(s), "refused": dict(s.refused), "chosen": chosen[name]} for name, s in space.report.rules.items()
+    }

@@ -110,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
         help="a shared library of operators for ONNX Runtime; repeatable",
     )
     p.add_argument("--json", metavar="FILE", help="write the run's record there")
+    p.add_argument(
+        "--explain-misses", action="store_true", help="tell where rules almost fired, why not, and what was at stake"
+    )
     p.add_argument("--no-verify", action="store_true", help="do not compare the result with the original")
     p.add_argument("--quiet", action="store_true", help="print errors only")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -149,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         rules=None if args.rules is None else tuple(r for r in args.rules.split(",") if r),
         without=tuple(args.without), threads=args.threads, trials=args.trials, policy=args.policy, seed=args.seed,
         verify=not args.no_verify, inputs=args.inputs, custom_ops=tuple(args.custom_ops), opset=args.opset,
-        shape=tuple(args.shape), at=tuple(args.at),
+        shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses,
     )  # fmt: skip
     result = Run(args.model, options, False if args.quiet else None).result()
     if args.output is not None:

@@ -29,6 +29,7 @@ class Options:
     inputs: an .npz file or a mapping of arrays, one for each of the model's inputs: verified and measured on them too.
     custom_ops: shared libraries of operators for ONNX Runtime.
     opset: convert the model to this opset first; the result has it, too, where the original is returned.
+    explain_misses: find out where rules almost fired and why they did not.
     """
 
     method: str = "auto"
@@ -49,6 +50,7 @@ class Options:
     inputs: str | os.PathLike[str] | Mapping[str, Any] | None = None
     custom_ops: tuple[str, ...] = ()
     opset: int | None = None
+    explain_misses: bool = False
     shape: Any = ()
     at: Sequence[str | Mapping[str, int]] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from .cost.base import Cost, CostModel
     from .cost.confirm import Verdict
     from .cost.target import Target
+    from .egraph.nearness import Off
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
 
 # Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest.
+REBUILDS = 3
+"""How often the e-graph is built again without the rule that a failed verification named."""
 SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1, "verify": 0.2}
 
 
@@ -116,6 +119,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     given: dict[str, np.ndarray] | None = None
     """What to run the model on, if the user said."""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """Rules that this run goes on without, and why."""
     points: list[dict[str, int]] = field(default_factory=lambda: [{}])
     """Bindings of the model's symbols to measure at."""
 
@@ -150,11 +155,11 @@ class Run:
         return min(self.left(), SHARES[stage] * self.options.budget) if self.timed else None
 
     def result(self) -> Result:
+        from .lowering.onnx_forms import meant_for
+
         with Progress(self.shown, self.options.budget if self.timed else None) as self.progress:
             with self.stage("load", "reading the model"):
-                graph = self.load()
-                if self.target.kind == "onnxruntime" and hasattr(graph.source, "contrib"):
-                    graph = graph.with_source(replace(graph.source, contrib=True))
+                graph = meant_for(self.load(), self.target.kind)
                 if self.options.inputs is not None:
                     from .lowering.feeds import read_inputs
 
@@ -215,6 +220,27 @@ class Run:
         if self.options.method == "original":
             result.stop("the original was asked for")
             return
+        failed, blamed = None, list[str]()
+        for attempt in range(1 + REBUILDS):
+            self.attempt(graph, result)
+            if result.improved or not result.guilty or attempt == REBUILDS or (self.timed and not self.left()):
+                break
+            # the account of the first failure is the one to give, should nothing come of the rest
+            failed = failed or (result.outcome, result.exit_code, result.verification, result.guilty)
+            blamed.append(result.guilty[0])
+            # first each suspect by itself: one that was blamed wrongly is let in again
+            without = blamed[-1:] if attempt < 2 else list(dict.fromkeys((*blamed, *result.guilty)))
+            self.excluded = dict.fromkeys(without, "a program that it led to failed verification")
+            result.guilty, result.exit_code = (), 0
+        if failed and not result.improved:
+            result.outcome, result.exit_code, result.verification, result.guilty = failed
+        excluded = {} if result.space is None else result.space.report.excluded
+        for rule, why in excluded.items():
+            what = f"rule {rule} was left out: {why}" if rule else f"the model contradicts itself: {why}"
+            self.notes.append(f"{what} (please report this)" if rule else what)
+
+    def attempt(self, graph: Graph, result: Result) -> None:
+        """One search, from saturation to the verdict on its candidates, without the rules that are known to fail."""
         with self.stage("saturate", "saturating"):
             result.space = space = self.saturate(graph)
         with self.stage("price", "pricing"):
@@ -254,13 +280,22 @@ class Run:
             from .egraph.rules import families
 
             raise UserError(f"unknown rule or family {error.args[0]!r}; families are {', '.join(families())}") from None
-        return saturate(
+        off: Sequence[Off] = ()
+        if self.options.explain_misses:
+            from .misses import switched_off
+
+            off = switched_off(graph, self.options.without, self.options.rules)
+        space = saturate(
             graph,
-            rules,
+            [r for r in rules if r.name not in self.excluded],
             max_enodes=self.options.max_enodes,
             seconds=self.share("saturate"),
             progress=lambda i, n: self.progress.say(f"iteration {i}, {n} terms"),
+            explain=self.options.explain_misses,
+            off=off,
         )
+        report = replace(space.report, excluded={**self.excluded, **space.report.excluded})
+        return replace(space, report=report)
 
     def price(self, space: SearchSpace) -> Cost:
         from .cost.base import AtPoints, bind

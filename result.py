@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .account import Substitution, as_json
+from . import misses
+from .account import Substitution, as_json, rule_account
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ class Result:
         return getattr(self.graph.source, "converted_from", None)
 
     @property
+    def misses(self) -> list[misses.NearMiss]:
+        """Where rules almost fired, those with the most at stake first; of a run with `explain_misses`."""
+        if self.space is None or self.cost is None:
+            return []
+        return misses.near_misses(self.space, self.cost, None if self.extraction is None else self.extraction.selection)
+
+    @property
     def report(self) -> dict[str, Any]:
         """The run's record, as `--json` writes it: no absolute paths, no weights."""
         from .lowering.quantisation import quantised
@@ -133,7 +141,9 @@ class Result:
                 "seconds": space.report.seconds,
                 "stop_reason": space.report.stop_reason,
                 "fired": dict(space.report.fired),
+                "excluded": dict(space.report.excluded),
             }
+            record["rules"] = rule_account(space, None if extraction is None else extraction.selection)
         if self.cost is not None and self.predicted is not None:
             before, after = self.predicted
             record["cost"] = {"model": self.cost.name, "original": before, "optimized": after}
@@ -161,6 +171,8 @@ class Result:
                 "notes": list(c.notes), "bindings": [dict(b) for b in c.bindings],
             }  # fmt: skip
         record["substitutions"] = as_json(self.substitutions)
+        if self.options.explain_misses:
+            record["misses"] = misses.as_json(self.misses)
         record["notes"] = list(self.notes)
         record["seconds"] = dict(self.seconds)
         record["output"] = self.output
@@ -200,6 +212,8 @@ class Result:
             for at, verdict in self.points or [({}, self.verdict)]:
                 where = "".join(f", {name}={extent}" for name, extent in at.items())
                 out.append(f"on {self.target}{where}: {verdict}")
+        if self.options.explain_misses:
+            out.extend(misses.as_text(self.misses))
         out.extend(f"note: {n}" for n in self.notes)
         out.append(f"outcome: {self.outcome}" + (f"; {self.output} written" if self.output else ""))
         return out

@@ -6,6 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from exports import FOLDER
+
 from xrlflow.zoo import catalogue
 from xrlflow.zoo.catalogue import FAMILIES
 

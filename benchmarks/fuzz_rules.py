@@ -38,7 +38,7 @@ from xrlflow.lowering.finite_field import PrimeField
 from xrlflow.lowering.instances import in_field, mask_safe
 
 RESULTS = Path(__file__).parent / "results"
-CHUNK = 100
+CHUNK = 50
 """Graphs of one work item, the unit in which a run goes on."""
 LIMITS = {"max_enodes": 500, "max_iterations": 4}
 TOLERANCE = {"float32": 1e-6, "float16": 2e-3}
@@ -67,7 +67,7 @@ class Rules:
     @classmethod
     def known(cls) -> Rules:
         every = rule_set()
-        return cls(every, tuple(filter(in_field, every)), tuple(filter(mask_safe, every)))
+        return cls(every, tuple(r for r in every if in_field(r, 1)), tuple(r for r in every if mask_safe(r, 1)))
 
     @property
     def digest(self) -> str:
@@ -143,7 +143,7 @@ def shrunk(graph: Graph, fails: Callable[[Graph], bool], tries: int = 150) -> Gr
         ]:
             tries -= 1
             smaller = rebuilt(graph, dict(zip(graph.output_names, graph.outputs, strict=True)), frozenset({k}))
-            if smaller.count() < graph.count() and fails(smaller):
+            if len(smaller.nodes) < len(graph.nodes) and fails(smaller):
                 graph = smaller
                 break
         else:
@@ -228,17 +228,17 @@ def explain(seed: int, number: int, rules: Rules) -> None:
 
 # Many graphs
 
-_RULES: Rules | None = None
+_RULES: list[Rules] = []
+"""The rules, of each worker process its own."""
 
 
 def _chunk(work: tuple[int, int, int]) -> dict[str, Any]:
-    global _RULES  # noqa: PLW0603 - one set of rules for each worker process
-    if _RULES is None:
-        _RULES = Rules.known()
     seed, start, count = work
+    if not _RULES:
+        _RULES.append(Rules.known())
     begun, total = time.monotonic(), Outcome()
     for number in range(start, start + count):
-        one = examine(seed, number, _RULES)
+        one = examine(seed, number, _RULES[0])
         total.enodes += one.enodes
         total.checked += one.checked
         total.exact += one.exact
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run["date"] = datetime.now(UTC).date().isoformat()
     done = {c["start"] for c in run["chunks"]}
     work = [(args.seed, s, CHUNK) for s in range(args.start, args.start + args.count, CHUNK) if s not in done]
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:  # threads of libraries do not survive a fork
         for chunk in pool.imap_unordered(_chunk, work):
             run["chunks"] = sorted([*run["chunks"], chunk], key=lambda c: c["start"])
             write(args.json, json.dumps(run, indent=1) + "\n")

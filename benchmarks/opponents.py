@@ -46,13 +46,16 @@ def quiet() -> None:
 
 
 def by_runtime(path: Path, family: str) -> Iterator[tuple[str, Callable[[], ModelProto]]]:
-    """The transformer optimiser at every level, for every model type that might fit, attention either way."""
+    """The transformer optimiser at every level, for every model type that might fit, attention each way."""
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
 
-    def run(kind: str, level: int, split: bool) -> ModelProto:
+    def run(kind: str, level: int, attention: str) -> ModelProto:
         options = FusionOptions(kind)
-        options.use_multi_head_attention = split
+        # the other format of masks supposes that only the end of a sequence is masked
+        options.use_raw_attention_mask(True)
+        options.use_multi_head_attention = attention == "MultiHeadAttention"
+        options.enable_attention = attention != "no attention"
         found = optimizer.optimize_model(
             str(path), model_type=kind, num_heads=HEADS, hidden_size=HIDDEN, opt_level=level,
             optimization_options=options, only_onnxruntime=False,
@@ -62,9 +65,9 @@ def by_runtime(path: Path, family: str) -> Iterator[tuple[str, Callable[[], Mode
 
     for kind in KINDS.get(family, ("bert",)):
         for level in LEVELS:
-            for split in (False, True):
-                form = f"{kind}, level {level}" + (", MultiHeadAttention" if split else "")
-                yield form, lambda kind=kind, level=level, split=split: run(kind, level, split)
+            for attention in ("Attention", "MultiHeadAttention", "no attention"):
+                form = f"{kind}, level {level}, {attention}"
+                yield form, lambda kind=kind, level=level, attention=attention: run(kind, level, attention)
 
 
 def by_onnxsim(path: Path, family: str) -> Iterator[tuple[str, Callable[[], ModelProto]]]:
@@ -92,7 +95,7 @@ def versions() -> dict[str, str]:
 
 def results(tool: str, path: Path, family: str, folder: Path = FOLDER.parent / "opponents") -> dict[str, Path | str]:
     """What a tool makes of a model: by form a file, kept in `folder`, or why there is none; equal files once."""
-    key = hashlib.blake2b(f"{path.name} {versions()} {HEADS} {HIDDEN}".encode(), digest_size=4).hexdigest()
+    key = hashlib.blake2b(f"2 {path.name} {versions()} {HEADS} {HIDDEN}".encode(), digest_size=4).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     quiet()
     found: dict[str, Path | str] = {}

@@ -408,7 +408,8 @@ MOVES: dict[str, tuple[float, Maker]] = {
 FLOAT: dict[str, tuple[float, Maker]] = {
     **MOVES, "smooth": (3, _unary(SMOOTH)), "sharp": (0.7, _unary(SHARP)), "parametric": (1, _parametric),
     "binary": (6, _binary(ARITHMETIC)), "matmul": (4, _matmul), "gemm": (1, _gemm), "conv": (3, _conv),
-    "pool": (1, _pool), "normalise": (1.5, _normalise), "reduce": (1.5, _reduce), "compare": (0.5, _compare), "cast": (0.5, _cast),
+    "pool": (1, _pool), "normalise": (1.5, _normalise), "reduce": (1.5, _reduce),
+    "compare": (0.5, _compare), "cast": (0.5, _cast),
     "nan": (0.2, _unary(("IsNaN",))),
 }  # fmt: skip
 """Share and maker of each kind of operator on floating-point numbers."""

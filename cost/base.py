@@ -143,13 +143,17 @@ def payable(space: SearchSpace) -> np.ndarray:
 
 
 def bind(model: CostModel, space: SearchSpace, max_weight_growth: float = 1.05) -> Cost:
-    """The model's prices of this space as a `Cost`. Whatever the model says, leaves, `Get` and constants are free.
+    """The model's prices of this space as a `Cost`. Whatever the model says, leaves, `Get` and constants are free,
+    and what the graph's source forbids cannot run.
 
     Raises ValueError when the model returns a wrong number of prices, a negative one or NaN.
     """
     prices = np.asarray(model.prices(space), dtype=np.float64)
     if prices.shape != (space.n_nodes,):
         raise ValueError(f"{model.name} gave prices of shape {prices.shape} for {space.n_nodes} e-nodes")
+    forbidden = {op for op in set(space.ops) if space.graph.forbids(op)}
+    if forbidden:
+        prices = np.where([op in forbidden for op in space.ops], np.inf, prices)
     prices = np.where(payable(space), prices, 0.0)
     if np.isnan(prices).any() or (prices < 0).any():
         raise ValueError(f"{model.name} gave negative prices or NaN")

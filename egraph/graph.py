@@ -238,7 +238,7 @@ class Graph:
     weights: `Weight` by digest.
     opaques: serialised `NodeProto` by digest, for opaque nodes (attribute `proto`).
     source: what the reader wants to find again when the graph is written (opset, metadata). Not interpreted here, but
-    asked which operators it `writes`.
+    asked which operators it `writes` and `forbids`.
     """
 
     nodes: tuple[Node, ...]
@@ -285,6 +285,11 @@ class Graph:
         """Whether rules may introduce this core operator: all of them, unless the source says which."""
         ask = getattr(self.source, "writes", None)
         return ask is None or bool(ask(op))
+
+    def forbids(self, op: str) -> bool:
+        """Whether a core operator that rules may introduce only leads to others: no program may hold it."""
+        ask = getattr(self.source, "forbids", None)
+        return ask is not None and bool(ask(op))
 
     def with_source(self, source: Any) -> Graph:
         return replace(self, source=source)

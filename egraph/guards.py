@@ -9,21 +9,33 @@ if TYPE_CHECKING:
 
 RUN = 8
 """So many operators that share a weight are merged into one: longer runs (steps of a recurrence) merge in pieces."""
+ORIGINAL = -1
+"""Maker of the model's own terms, as in `egraph.terms`."""
 _PRODUCTS = ("MatMul", "Conv")
 
 
-def earlier_first(x: Term, y: Term, z: Term) -> Any:
-    """Multiplications of (x·y)·z, for one batch where y and z have batches."""
-    return _rows(x, y) * y.shape[-1] * (y.shape[-2] + z.shape[-1])
+def later_first(x: Term, y: Term, z: Term) -> bool:
+    """Whether x·(y·z) takes fewer multiplications than (x·y)·z."""
+    found = _multiplications(x, y, z)
+    return found is not None and bool(found[1] < found[0])
 
 
-def later_first(x: Term, y: Term, z: Term) -> Any:
-    """Multiplications of x·(y·z), for one batch where y and z have batches."""
-    return y.shape[-2] * z.shape[-1] * (y.shape[-1] + _rows(x, y))
+def earlier_first(x: Term, y: Term, z: Term) -> bool:
+    """Whether (x·y)·z takes fewer multiplications than x·(y·z)."""
+    found = _multiplications(x, y, z)
+    return found is not None and bool(found[0] < found[1])
 
 
-def _rows(x: Term, y: Term) -> Any:
-    return x.elements // x.shape[-1] if y.rank == 2 else x.shape[-2]
+def _multiplications(x: Term, y: Term, z: Term) -> tuple[Any, Any] | None:
+    """Those of (x·y)·z and of x·(y·z), in each batch; None where the factors have different batches."""
+    (k, m), n = y.shape[-2:], z.shape[-1]
+    if y.rank == 2 and z.rank == 2:
+        rows = x.elements // k
+    elif x.shape[:-2] == y.shape[:-2] == z.shape[:-2]:
+        rows = x.shape[-2]
+    else:
+        return None
+    return rows * m * (k + n), k * n * (m + rows)
 
 
 def next_user(w: Term, x: Term, y: Term) -> bool:
@@ -36,7 +48,7 @@ def next_user(w: Term, x: Term, y: Term) -> bool:
     terms = w.terms
     users = _users(terms, w, x, y)
     own, other = _span(terms, x.key), _span(terms, y.key)
-    if own is None or other is None or other[0] != other[1] or own[0] not in users or other[0] not in users:
+    if other[0] != other[1] or own[0] not in users or other[0] not in users:
         return False
     first, last, place = users.index(own[0]), own[1], users.index(other[0])
     return first % RUN == 0 and place % RUN != 0 and place > first and users[place - 1] == last
@@ -47,13 +59,14 @@ def _users(terms: TermGraph, w: Term, x: Term, y: Term) -> list[int]:
     me, found = terms.find(w.key), set()
     for key in terms.users[me]:
         kids = terms.operands[key]
-        if terms.ops[key] not in _PRODUCTS or len(kids) != 2 or terms.find(kids[1]) != me:
+        if terms.ops[key] not in _PRODUCTS or terms.find(kids[1]) != me:
             continue
         other = terms.find(kids[0])
         if terms.const[other] or level(terms, other) != level(terms, terms.find(x.key)):
             continue
         span = _span(terms, other)
-        if span is not None and span[0] == span[1] and _fits(terms, other, y):
+        # what rules made are other forms (reshaped, say) of terms that are there
+        if span == (other, other) and terms.makers[other] == ORIGINAL and _fits(terms, other, y):
             found.add(other)
     return sorted(found)
 
@@ -63,18 +76,12 @@ def _fits(terms: TermGraph, key: int, y: Term) -> bool:
     return shape is not None and own is not None and len(shape) == len(own) and shape[1:] == own[1:]
 
 
-def _span(terms: TermGraph, key: int) -> tuple[int, int] | None:
+def _span(terms: TermGraph, key: int) -> tuple[int, int]:
     """The first and the last class of a run, which is a concatenation along axis 0 that a rule made."""
     key = terms.find(key)
-    if terms.ops[key] != "Concat" or terms.makers[key] < 0 or terms.attrs(key)["axis"] != 0:
+    if terms.ops[key] != "Concat" or terms.makers[key] == ORIGINAL or terms.attrs(key)["axis"] != 0:
         return key, key
-    spans = [_span(terms, k) for k in terms.operands[key]]
-    if any(s is None for s in spans):
-        return None
-    first, last = spans[0], spans[-1]
-    assert first is not None
-    assert last is not None
-    return first[0], last[1]
+    return _span(terms, terms.operands[key][0])[0], _span(terms, terms.operands[key][-1])[1]
 
 
 def level(terms: TermGraph, key: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .extent import viewed
+from .orders import demanded_constants
 from .rules.language import Guard, Rule
 from .terms import Term, TermGraph
 
@@ -89,6 +90,32 @@ class Binder:
             if not (p.op == "Get" and p.fixed)
         ]
 
+        self.chain: tuple[list[int], int, str, list[int]] | None = None
+        """Of rules on chains: the cells that may be no link, the cell of a link's attributes, its operator, and which
+        of its operands are constant."""
+        for p, cell in self.patterns:
+            own = [o.lstrip("*") if isinstance(o, str) else "" for o in p.operands]
+            if self.rule.innermost and self.rule.innermost in own:
+                at_name = [i for i, c in enumerate(columns) if c.name == self.rule.innermost]
+                last = demanded_constants(self.rule)
+                constant = [i for i, o in enumerate(p.operands) if o in last]
+                # of several operands, only two are what this rule makes flat again
+                self.chain = ([] if len(at_name) > 2 else at_name), cell, p.op, constant
+
+    def link(self, cells: Cells) -> bool:
+        """Whether the match is the outer part of a chain whose inner part is brought together first."""
+        if self.chain is None:
+            return False
+        inner, attributes, op, constant = self.chain
+        terms = self.terms
+        for i in inner:
+            root = terms.find(cells[i])
+            if terms.ops[root] == op and terms.attribute_ids[root] == cells[attributes]:
+                kids = terms.operands[root]
+                if all(terms.const[terms.find(kids[k])] for k in constant):
+                    return True
+        return False
+
     def attributes(self, cells: Cells) -> dict[str, Any] | None:
         """The values of the rule's attribute names, or None where the attributes do not fit."""
         key = tuple([cells[i] for i in self.attribute_cells])
@@ -141,6 +168,8 @@ class Binder:
             watch = [False]
             found = self.rule.refusal(self.names(cells, bound, watch))
             self._verdicts[key] = _ASK if watch[0] else found
+            if watch[0]:  # asked again of the terms themselves: what stands in for them is not to take part
+                found = self.rule.refusal(self.names(cells, bound))
         return found  # type: ignore[no-any-return]
 
 

@@ -52,6 +52,8 @@ class Ledger:
     """(rule, kind, reason) → places, each a key and an operator for each pattern."""
 
     def refused(self, binder: Binder, cells: Cells, reason: str, kind: Kind) -> None:
+        if len(binder.results) < 2 and kind in ("guard", "growth"):
+            return  # one operator of a kind is no pattern that almost matched
         places = self.entries.setdefault((binder.query.rule, kind, reason), {})
         if len(places) < SITES:
             places.setdefault(tuple((cells[i], op) for i, op in binder.results))

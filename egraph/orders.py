@@ -40,6 +40,13 @@ def orders(rule: Rule) -> tuple[tuple[Pattern, ...], ...]:
     Left out are orders that differ in the names of variables only, and those that would put what must be constant
     before what is not.
     """
+    known: tuple[tuple[Pattern, ...], ...] | None = vars(rule).get("_orders")
+    if known is None:
+        known = vars(rule)["_orders"] = _orders(rule)
+    return known
+
+
+def _orders(rule: Rule) -> tuple[tuple[Pattern, ...], ...]:
     last = frozenset() if rule.folds else demanded_constants(rule)
 
     def variants(operand: Pattern | str) -> Iterator[Pattern | str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .almost import Almost
 from .blame import Firing, suspects
 from .engine import Engine, Query
 from .freezing import freeze
@@ -28,6 +29,7 @@ from .space import SearchSpace
 from .terms import ORIGINAL, Term, TermGraph, constant, operator
 
 NARROW = ("float16", "bfloat16")
+CHAIN = "the links of a chain are brought together from the innermost on, one after the other"
 OVERFLOW = "may overflow in a narrow dtype"
 
 MATCHES = 10
@@ -39,7 +41,7 @@ def saturate(
     rules: Sequence[Rule] | None = None,
     *,
     max_enodes: int = 50_000,
-    max_iterations: int = 12,
+    max_iterations: int = 30,
     seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     explain: bool = False,
@@ -195,12 +197,16 @@ class Saturation:
         if binder is None:
             binder = self.binders[query.relation] = Binder(terms, rule, query)
         bound = binder.attributes(cells)
-        if bound is None or (not rule.folds and all(terms.const[terms.find(cells[i])] for _, i in binder.roots)):
+        if bound is None or (not rule.folds and all(terms.const[terms.find(cells[i])] for _, i in binder.roots)) or (
+            rule.undoes and any(self.maker(terms.find(cells[i])) in rule.undoes for _, i in binder.roots)
+        ):
             tally.unfit += 1
             return False
         if rule.tag == "range" and any(getattr(terms.types[terms.find(cells[i])], "dtype", "") in NARROW
                                        for _, i in binder.roots):  # fmt: skip
             return self.refuse(binder, cells, OVERFLOW, "tag")
+        if binder.link(cells):
+            return self.refuse(binder, cells, CHAIN, "growth")
         guard = binder.refusal(cells, bound)
         if guard is not None:
             return self.refuse(binder, cells, guard.reason, "guard" if guard.kind == "sound" else "growth")
@@ -239,6 +245,11 @@ class Saturation:
         else:
             tally.known += 1
         return learnt
+
+    def maker(self, key: int) -> str:
+        """Name of the rule that made this term, empty for the input graph's."""
+        made = self.terms.makers[key]
+        return "" if made == ORIGINAL else self.all[made].name
 
     def refuse(self, binder: Binder, cells: Cells, reason: str, kind: Any) -> bool:
         refused = self.tallies[binder.query.rule].refused
@@ -280,4 +291,5 @@ class Saturation:
         if self.ledger is None:
             return space
         misses = self.ledger.misses(self.terms, self.own, self.all, index)
+        misses += Almost(self.terms, self.own, self.rules).misses(index)
         return replace(space, report=replace(report, misses=misses))

@@ -6,6 +6,7 @@ egglog. Classes and e-nodes are numbered from 0; class numbers follow the origin
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -208,11 +209,20 @@ class SearchSpace:
         return f"SearchSpace({self.n_nodes} e-nodes, {self.n_classes} classes; {self.report.stop_reason})"
 
     def _repr_html_(self) -> str:
-        fired = "".join(f"<tr><td>{r}</td><td>{n}</td></tr>" for r, n in sorted(self.report.fired.items()) if n)
+        """A summary with the statistics of all rules that had a match, those that fired most first."""
+        columns = ("firings", "matches", "refused", "e-nodes", "seconds")
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{s.firings}</td><td>{s.matches}</td><td>{sum(s.refused.values())}</td>"
+            f"<td>{s.enodes}</td><td>{s.seconds:.3f}</td></tr>"
+            for name, s in sorted(self.report.rules.items(), key=lambda item: (-item[1].firings, item[0]))
+        )
+        excluded = "".join(
+            f"<br>without {html.escape(name)}: {html.escape(why)}" for name, why in self.report.excluded.items()
+        )
         return (
             f"<b>SearchSpace</b>: {self.n_nodes} e-nodes in {self.n_classes} classes after "
-            f"{self.report.iterations} iterations ({self.report.seconds:.2f} s, {self.report.stop_reason})"
-            f"<table><tr><th>rule</th><th>firings</th></tr>{fired}</table>"
+            f"{self.report.iterations} iterations ({self.report.seconds:.2f} s, {self.report.stop_reason}){excluded}"
+            f"<table><tr><th>rule</th>{''.join(f'<th>{c}</th>' for c in columns)}</tr>{rows}</table>"
         )
 
 

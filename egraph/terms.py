@@ -19,8 +19,8 @@ from .extent import viewed
 from .graph import Attributes, Conflict, Graph, TensorType, TupleType, Type, Weight, attributes, meet
 from .operators import IllTyped, core, infer
 
-COMMUTATIVE = ("Add", "Mul")
-MOVES = ("Concat", "Reshape", "Transpose", "Slice", "Split", "Get")
+COMMUTATIVE = ("Add", "Mul", "Max", "Min", "And", "Or", "Equal")
+MOVES = ("Concat", "Reshape", "Transpose", "Slice", "Split", "Get", "Expand")
 """Operators that only move elements."""
 REAL: dict[str, Callable[..., float]] = {
     "Add": add, "Sub": sub, "Mul": mul, "Div": truediv, "Neg": neg, "Abs": abs, "Sqrt": sqrt,
@@ -344,7 +344,7 @@ class Term:
         own = axis - (rank - self.rank)
         return own < 0 or self.shape[own] == 1
 
-    def next_sibling(self, w: Term, v: Term) -> bool:
+    def next_sibling(self, w: Term, v: Term, left: bool = False) -> bool:
         """Whether merging the weights w and v of two operators on this term extends a run of siblings by one.
 
         Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. So n siblings
@@ -353,7 +353,7 @@ class Term:
         terms = self.terms
         if not 0 <= w.highest < v.lowest or v.joined:
             return False
-        found = [(terms.find(key), Term(terms, right)) for key, right in self._products()]
+        found = [(terms.find(key), Term(terms, right)) for key, right in self._products(0 if left else 1)]
         results = {id(t): {c for c, other in found if other == t} for t in (w, v)}
         for c, other in found:
             if other.shape[2:] != v.shape[2:]:  # of another kernel size, say: no sibling
@@ -365,14 +365,34 @@ class Term:
                     return False
         return True
 
-    def _products(self) -> Iterator[tuple[int, int]]:
-        """Products of this term with constants: (key, key of the constant)."""
+    def latest(self, y: Term, w: Term) -> bool:
+        """Whether y, a product of this term with w, is followed by no product with a later form of w.
+
+        Norms, scales and biases give one form after the other as they fold. Merging every form of one sibling with every
+        form of the next multiplies them; of each only the latest is worth it.
+        """
+        terms, own = self.terms, self.terms.find(y.key)
+        for key, right in self._products():
+            other = Term(terms, right)
+            if terms.find(key) > own and (other.lowest, other.highest, other.shape) == (w.lowest, w.highest, w.shape):
+                return False
+        return True
+
+    def _products(self, side: int = 1) -> Iterator[tuple[int, int]]:
+        """Products of this term with constants: (key, key of the constant, which is operand number `side`)."""
         terms = self.terms
         me = terms.find(self.key)
         for key in terms.users[me]:
             kids = terms.operands[key]
-            if terms.ops[key] in ("MatMul", "Conv") and terms.find(kids[0]) == me and terms.const[terms.find(kids[1])]:
-                yield key, kids[1]
+            if terms.ops[key] not in ("MatMul", "Conv") or terms.find(kids[1 - side]) != me:
+                continue
+            if terms.const[terms.find(kids[side])]:
+                yield key, kids[side]
+
+    @property
+    def original(self) -> bool:
+        """Whether the input graph computes it, and not only what rules made of it."""
+        return self.terms.makers[self.terms.find(self.key)] == ORIGINAL
 
     @property
     def joined(self) -> bool:

@@ -6,17 +6,19 @@ rule is to blame; this check sees each e-node and knows the rules that made it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..egraph.graph import TensorType, TupleType, Type
+from ..egraph.graph import Graph, TensorType, TupleType, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
 
 if TYPE_CHECKING:
+    from ..egraph.rules.language import Rule
     from .arithmetic import Arithmetic
 
 EXTENT = 3
@@ -50,11 +52,8 @@ class CheckReport:
 
     @property
     def suspects(self) -> tuple[str, ...]:
-        """The rules behind the mismatches, most frequent first."""
-        count: dict[str, int] = {}
-        for mismatch in self.mismatches:
-            for rule in mismatch.rules:
-                count[rule] = count.get(rule, 0) + 1
+        """The rules behind the mismatches, most frequent first; `culprits` tells which of them are to blame."""
+        count = Counter(rule for mismatch in self.mismatches for rule in mismatch.rules)
         return tuple(sorted(count, key=lambda r: -count[r]))
 
 
@@ -77,13 +76,40 @@ def check_enodes(
     return _Check(space, arithmetic or REALS, seed, tolerance, masked).compare(range(space.n_nodes))
 
 
+def culprits(
+    graph: Graph, rules: Sequence[Rule], suspects: Sequence[str], seed: int = 0, tolerance: float = 1e-8, **limits: int
+) -> tuple[str, ...]:
+    """Those of the suspects that are to blame: an unsound rule unites classes, so e-nodes of sound ones are wrong, too.
+
+    These are the rules that make a wrong e-node of `graph` when they are alone; where none does, those of `rules`
+    without which there is none; failing that, all suspects. `limits` are those of `saturate`.
+    """
+    from ..egraph.saturate import saturate
+
+    def wrong(chosen: Sequence[Rule]) -> bool:
+        return bool(check_enodes(saturate(graph, chosen, **limits), seed, tolerance).mismatches)  # type: ignore[arg-type]
+
+    alone = [r.name for r in rules if r.name in suspects and wrong([r])]
+    if alone:
+        return tuple(alone)
+    needed = [name for name in suspects if not wrong([r for r in rules if r.name != name])]
+    return tuple(needed or suspects)
+
+
 def guilty_rules(space: SearchSpace, selection: Selection, seed: int = 0, tolerance: float = 1e-6) -> tuple[str, ...]:
-    """The rules that made e-nodes of `selection` which do not compute their class; empty if none is found."""
+    """The rules that made e-nodes of `selection` which do not compute their class; empty if none is found.
+
+    The likeliest one comes first: of several, the one of whose e-nodes, in the whole space, most are wrong.
+    """
     space = space.at({}, EXTENT)
     from .arithmetic import REALS
 
     chosen = [*(int(i) for i in selection.choice if i >= 0), *space.baseline.tolist()]
-    return _Check(space, REALS, seed, tolerance, 0.0).compare(chosen).suspects
+    check = _Check(space, REALS, seed, tolerance, 0.0)
+    blamed = check.compare(chosen).suspects
+    if len(blamed) < 2:
+        return blamed
+    return tuple(r for r in check.compare(range(space.n_nodes)).suspects if r in blamed)
 
 
 def _complete(space: SearchSpace) -> list[int]:
@@ -200,7 +226,9 @@ class _Check:
             return self.arithmetic.leaf(kind, array, False, rng)
         if kind.dtype == "bool":
             return self.arithmetic.leaf(kind, rng.integers(0, 2, shape).astype(bool), False, rng)
-        return self.arithmetic.leaf(kind, rng.integers(0, 2, shape), False, rng)
+        # an integer that picks elements must be one of theirs; all others may be what they like
+        low, high = (0, 2) if "Gather" in self.space.ops or "u" in kind.dtype else (-4, 5)
+        return self.arithmetic.leaf(kind, rng.integers(low, high, shape), False, rng)
 
 
 def _mistyped(value: Any, kind: Type) -> str:

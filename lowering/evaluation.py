@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from ..egraph.dimension import Polynomial
 from ..egraph.dimension import evaluate as extent_of
+from ..egraph.fused import FUSED
 from ..egraph.graph import Graph, Node, TupleType, Type
-from .fused_evaluation import RULES as FUSED
+from .fused_evaluation import Speller
 from .onnx_tensor import numpy_dtype
 
 Tensor = torch.Tensor
@@ -147,6 +148,12 @@ def evaluate_node(
     """
     if op == "Cast":
         return _cast(inputs[0], str(attrs["to"]), width)
+    if op in FUSED:
+        spell = Speller(
+            lambda o, a, xs: evaluate_node(o, a, xs, width), lambda array: torch.from_numpy(array).to(width), _extents
+        )
+        found: Value = spell(op, attrs, inputs)
+        return found
     rule = _RULES.get(op)
     if rule is None:
         raise NotEvaluable(f"operator {op.removeprefix('::')} has no reference implementation")
@@ -157,6 +164,10 @@ def evaluate_node(
     except (RuntimeError, NotImplementedError) as error:
         types = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs)
         raise NotEvaluable(f"{op} of {types}: {str(error).splitlines()[0]}") from error
+
+
+def _extents(x: Tensor) -> Sequence[int]:
+    return tuple(x.shape)
 
 
 _Rule = Callable[[dict[str, Any], list[Tensor]], Value]
@@ -344,7 +355,7 @@ def _gather(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
     if bool(((indices < -extent) | (indices >= extent)).any()):
         raise NotEvaluable(f"Gather beyond an extent of {extent}")
     flat = torch.where(indices < 0, indices + extent, indices).reshape(-1).long()
-    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, flat).reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _reduction(f: Callable[..., Tensor]) -> _Rule:
@@ -440,5 +451,4 @@ _RULES: dict[str, _Rule] = {
     "Expand": lambda a, x: x[0].expand(tuple(a["shape"])),
     "Pad": _pad,
     "Gather": _gather,
-    **FUSED,
 }

@@ -27,14 +27,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from ..egraph.fused import FUSED
 from ..egraph.graph import TensorType
 from .arithmetic import REALS
 from .evaluation import NotEvaluable, Tensor, evaluate_node
 from .evaluation import _padded as padded
 from .evaluation import _pooling as pooling
+from .fused_evaluation import Speller
 
 PRIME = 2_147_483_629
 """The second largest prime below 2³¹. Of the largest, 2³¹ - 1, the powers of 2 repeat after 31."""
+
+INFINITY = 1_234_567_891
+"""Stands for infinity: some number of which nothing else is known. What infinities do, float64 must show."""
 
 MOVES = ("Concat", "Split", "Slice", "Transpose", "Reshape", "Expand", "Gather", "Where")
 """Operators that the reference evaluator moves residues with, as it does other numbers."""
@@ -73,10 +78,8 @@ class PrimeField:
         return Residues(torch.from_numpy(np.asarray(rng.integers(0, PRIME, tuple(shape)))), 1)
 
     def constant(self, array: np.ndarray) -> Residues:
-        """These floating-point numbers, each m·2ᵉ. Raises `NotInField` for infinite ones and NaN."""
+        """These floating-point numbers, each m·2ᵉ. Raises `NotInField` for NaN."""
         array = np.asarray(array, dtype=np.float64)
-        if not np.isfinite(array).all():
-            raise NotInField("infinity is no residue")
         return Residues(torch.tensor([_residue(float(v)) for v in array.flat], dtype=torch.int64).reshape(array.shape))
 
     # Arithmetic
@@ -148,14 +151,17 @@ class PrimeField:
             if op == "Cast" and "float" in attrs["to"]:
                 return self._numbers(xs[0])
             return evaluate_node(op, attrs, list(xs))  # type: ignore[arg-type]
+        if op in FUSED:
+            return Speller(self.node, self.constant, lambda x: x.values.shape)(op, attrs, xs)
         if op in MOVES or op == "Pad":
             attrs = {**attrs, "value": _residue(attrs["value"])} if op == "Pad" else attrs
             return self._moved(op, attrs, xs)
         if op == "IsNaN":
             return torch.zeros_like(xs[0].values, dtype=torch.bool)  # type: ignore[union-attr]
-        if not all(isinstance(x, Residues) for x in xs) or op not in _OPERATORS:
+        rule = _OPERATORS.get(op)
+        if not all(isinstance(x, Residues) for x in xs) or rule is None:
             raise NotInField(f"{op} over the field")
-        return _OPERATORS[op](self, dict(attrs), *xs)
+        return rule(self, dict(attrs), *xs)
 
     def _numbers(self, x: Value) -> Residues:
         assert isinstance(x, Tensor)
@@ -188,7 +194,9 @@ class PrimeField:
 
 def _residue(number: float) -> int:
     if not isfinite(number):
-        raise NotInField("infinity is no residue")
+        if number != number:
+            raise NotInField("NaN is no residue")
+        return INFINITY if number > 0 else PRIME - INFINITY
     numerator, denominator = float(number).as_integer_ratio()
     return numerator * pow(denominator, -1, PRIME) % PRIME
 

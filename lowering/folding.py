@@ -15,6 +15,7 @@ from ..egraph.graph import Attributes, Graph, GraphBuilder, Node, TensorType, Ty
 from ..egraph.operators import core
 from .evaluation import NotEvaluable, evaluate_node, to_torch
 from .onnx_tensor import Uniform, numpy_dtype, uniform_weight
+from .steps import STEPS, decided, rounds
 
 GROWTH = 4
 """A constant expression stays as it is if its result has more than this many times its operands' elements."""
@@ -36,9 +37,10 @@ def fold_constants(graph: Graph) -> Graph:
     """Replace every maximal expression of core operators over weights by one weight; drop what no output needs.
 
     Floating-point expressions are computed in float64 and rounded once, to the type of the result. Kept: opaque
-    operators, and those whose result is large (more than `NEGLIGIBLE` elements) and more than `GROWTH` times as large
-    as their operands together, such as an outer sum; their operands are still folded. Weights of `LATE` bytes and more
-    are handles: loading one computes it from its operands, which are then loaded, too.
+    operators, steps that rounding might decide otherwise (`steps`), and those whose result is large (more than
+    `NEGLIGIBLE` elements) and more than `GROWTH` times as large as their operands together, such as an outer sum;
+    their operands are still folded. Weights of `LATE` bytes and more are handles: loading one computes it from its
+    operands, which are then loaded, too.
     """
     return _Folding(graph).run()
 
@@ -47,7 +49,8 @@ def fold_constants(graph: Graph) -> Graph:
 class Term:
     """A constant operator over weights and other terms.
 
-    digest: of the expression, not of its value. value: the unrounded result, if it was computed.
+    digest: of the expression, not of its value. value: the unrounded result, if it was computed. exact: whether
+    computing it in its own type would round nothing.
     """
 
     op: str
@@ -56,6 +59,7 @@ class Term:
     type: Type
     digest: str
     value: Array | None = None
+    exact: bool = False
 
     @classmethod
     def of(cls, node: Node, operands: tuple[Term | Weight, ...]) -> Term:
@@ -203,7 +207,13 @@ class _Folding:
         value = compute(term)
         if isinstance(value, np.ndarray) and value.base is not None:
             value = value.copy()  # not a view, which would keep all that it is a part of
-        return replace(term, value=value)
+        exact = all(isinstance(x, Weight) or x.exact for x in operands)
+        if not exact and node.op in STEPS and not _decided(node, operands):
+            raise NotEvaluable(f"{node.op} of numbers that rounding may take over its step")
+        dtype = getattr(node.type, "dtype", "")
+        if "float" in dtype:
+            exact = exact and not rounds(node.op, dtype, value)
+        return replace(term, value=value, exact=exact or (node.op in STEPS and "float" not in dtype))
 
     def _operand(self, k: int) -> int:
         """Index of node k in the new graph; a constant that is read from outside becomes a weight."""
@@ -224,6 +234,15 @@ class _Folding:
                 return self.made[k]
             self.made[k] = self.builder.weight(weight)
         return self.made[k]
+
+
+def _decided(node: Node, operands: tuple[Term | Weight, ...]) -> bool:
+    """Whether rounding cannot change what a step makes of its operands."""
+    dtype, to = operands[0].type.dtype if isinstance(operands[0].type, TensorType) else "", node.attrs.get("to", "")
+    if "float" not in dtype or "float" in str(to):
+        return True
+    arrays = [np.asarray(compute(x)) for x in operands]
+    return decided(node.op, lambda moved: np.asarray(_apply(node.op, node.attrs, moved)), arrays, dtype)
 
 
 def _uniform(node: Node, operands: tuple[Term | Weight, ...]) -> Weight | None:
@@ -250,8 +269,8 @@ def _can_wait(node: Node, operands: tuple[Term | Weight, ...]) -> bool:
         if node.op == "Reshape" and isinstance(node.type, TensorType):
             return node.type.concrete and prod(node.type.shape or ()) == tensors[0].elements and dtypes <= set(_MOVABLE)
         return dtypes <= set(_MOVABLE)
-    if not dtypes <= set(_FLOATS):
-        return False  # integers may be divided by 0, say
+    if not dtypes <= set(_FLOATS) or (node.op in STEPS and "float" not in getattr(node.type, "dtype", "")):
+        return False  # integers may be divided by 0, say, and a step may be undecided
     try:
         evaluate_node(node.op, dict(node.attributes), [_outline(t) for t in tensors])
     except NotEvaluable:

@@ -223,7 +223,7 @@ def keeps_infinities(rule: Rule, example: Example, name: str, distribution: Dist
     return True
 
 
-def mask_safe(rule: Rule, seeds: int = 3) -> bool:
+def mask_safe(rule: Rule, seeds: int = 2) -> bool:
     """Whether a rule leaves infinities in any one of its inputs what they are."""
     return all(
         keeps_infinities(rule, example, name, distribution, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,19 @@ def available(op: str, opset: int, contrib: bool = False) -> bool:
     if op in CONTRIB:
         return contrib
     return opset >= SINCE.get(op, 7) or (contrib and op in RENAMED)
+
+
+TVM_LACKS = ("Attention", "RotaryEmbedding", "Swish")
+"""Core operators of ONNX that TVM's importer does not take; the other ones that rules introduce it does."""
+
+
+def meant_for(graph: Graph, kind: str) -> Graph:
+    """The graph as one for a kind of target: rules may introduce what its runtime has, and nothing that it lacks."""
+    source = graph.source
+    if not hasattr(source, "contrib"):
+        return graph
+    lacking = TVM_LACKS if kind in ("llvm", "cuda") else ()
+    return graph.with_source(replace(source, contrib=kind == "onnxruntime", lacking=lacking))
 
 
 def reachable(op: str, opset: int, contrib: bool = False) -> bool:

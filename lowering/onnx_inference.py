@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from onnx import ModelProto, TensorProto, TypeProto, shape_inference
+from onnx import ModelProto, TensorProto, TypeProto, defs, shape_inference
 
 from ..egraph.graph import TensorType
 from .onnx_bodies import domain_of
@@ -28,7 +28,8 @@ def inferred_types(model: ModelProto, symbols: Symbols, functions: Container[tup
     custom = set()
     for node in model.graph.node:
         domain = domain_of(node.domain)
-        if domain != "" or (domain, node.op_type) in functions:
+        unknown = domain == "" and not defs.has(node.op_type)  # ONNX Runtime has some in ONNX's own domain
+        if domain != "" or unknown or (domain, node.op_type) in functions:
             custom.update(node.output)
         attribute = node.attribute[0] if node.op_type == "Constant" and len(node.attribute) == 1 else None
         if attribute is not None and attribute.name == "value" and attribute.t.ByteSize() > _LARGE:

@@ -299,7 +299,8 @@ class OnnxSource:
     defaults: initializers of inputs that a caller may override (IR version 4 and later).
     external: whether weights came from an external data file. path: where the model was read from, if from a file.
     store: where its weights lie, if it was read from a file. records: names and documentation of nodes and values.
-    contrib: whether operators of com.microsoft, which only ONNX Runtime has, may be introduced.
+    contrib: whether operators of com.microsoft, which only ONNX Runtime has, may be introduced. lacking: operators that
+    may not be introduced, because the runtime that the graph is meant for has them not.
     """
 
     skeleton: onnx.ModelProto
@@ -309,12 +310,19 @@ class OnnxSource:
     store: Store | None = field(default=None, repr=False)
     records: Records | None = field(default=None, repr=False)
     contrib: bool = False
+    lacking: tuple[str, ...] = ()
 
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator: the model's opset has it, or the runtime it is meant for."""
-        from .onnx_forms import available
+        from .onnx_forms import reachable
 
-        return available(op, self.opset, self.contrib)
+        return op not in self.lacking and reachable(op, self.opset, self.contrib)
+
+    def forbids(self, op: str) -> bool:
+        """Whether this operator, which a rule may introduce, is only a step on the way to one that can be written."""
+        from .onnx_forms import STEPS, available
+
+        return op in STEPS and not available(op, self.opset, self.contrib)
 
     @property
     def opset(self) -> int:

@@ -14,6 +14,7 @@ outcomes, and `data/backend_cases.tsv` lists all that do not pass:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter
 from functools import cache
@@ -29,12 +30,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from xrlflow import saturate
 from xrlflow.errors import UserError
 from xrlflow.lowering import load, to_onnx
+from xrlflow.lowering.onnx_forms import meant_for
 from xrlflow.pipeline import extract
 
 ort.set_default_logger_severity(4)
 TABLE = Path(__file__).parent / "data" / "backend_cases.tsv"
 CHUNKS = 32
 STEP = 40
+FUSED_OPSET = 24
+"""An opset that ONNX Runtime has kernels for and that has Attention, RMSNormalization and RotaryEmbedding."""
 PLAIN = frozenset((
     "FLOAT", "DOUBLE", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL",
     "STRING",
@@ -173,8 +177,13 @@ def reason(error: Exception) -> str:
     return next((words for part, words in known.items() if part in text), text.splitlines()[0])
 
 
-def transformed(model: ModelProto, optimise: bool) -> ModelProto:
+def transformed(model: ModelProto, optimise: bool, runtime: bool = False) -> ModelProto:
+    """What we write. `runtime`: for ONNX Runtime, with its own operators, and in an opset that has the fused ones."""
     graph = load(model)
+    if runtime:
+        with contextlib.suppress(UserError):  # not every operator has adapters
+            graph = load(model, opset=max(graph.source.opset, FUSED_OPSET))
+        graph = meant_for(graph, "onnxruntime")
     if optimise:
         space = saturate(graph, max_enodes=2000, max_iterations=3)
         found = extract(space, "climb", target="roofline:epyc-1t", seconds=None, steps=50)
@@ -182,12 +191,16 @@ def transformed(model: ModelProto, optimise: bool) -> ModelProto:
     return ModelProto.FromString(to_onnx(graph).SerializeToString())
 
 
-def check_form(model: ModelProto, written: ModelProto) -> None:
+def check_form(model: ModelProto, written: ModelProto, runtime: bool = False) -> None:
     """Versions and interface are kept, and what was valid stays so."""
-    assert written.ir_version == model.ir_version
     kept = list(written.opset_import)[: len(model.opset_import)]
-    assert kept == list(model.opset_import)
-    assert {o.domain for o in written.opset_import} <= {"", *(o.domain for o in model.opset_import)}
+    domains = {"", *(o.domain for o in model.opset_import)}
+    if runtime:
+        domains.add("com.microsoft")
+    else:
+        assert written.ir_version == model.ir_version
+        assert kept == list(model.opset_import)
+    assert {o.domain for o in written.opset_import} <= domains
     assert list(written.graph.input) == list(model.graph.input)
     assert list(written.graph.output) == list(model.graph.output)
     before, after = valid(model), valid(written)
@@ -195,13 +208,13 @@ def check_form(model: ModelProto, written: ModelProto) -> None:
     assert after[1] or not before[1], "strict shape inference does not pass any more"
 
 
-def outcome(case: Case, optimise: bool) -> str:
+def outcome(case: Case, optimise: bool, runtime: bool = False) -> str:
     """What becomes of a case. Raises `AssertionError` for whatever is wrong."""
     try:
-        written = transformed(case.model, optimise)
+        written = transformed(case.model, optimise, runtime)
     except UserError as error:
         return f"refused: {error}"
-    check_form(case.model, written)
+    check_form(case.model, written, runtime)
     try:
         found = run(case.model, case.inputs)
     except Exception as error:  # noqa: BLE001 (ONNX Runtime raises a type for each of its codes)
@@ -219,19 +232,19 @@ def outcome(case: Case, optimise: bool) -> str:
     return "runtime differs"
 
 
-def outcomes(chunk: int, optimise: bool) -> tuple[dict[str, str], list[str]]:
+def outcomes(chunk: int, optimise: bool, runtime: bool = False) -> tuple[dict[str, str], list[str]]:
     """The outcomes of every `CHUNKS`th case, and what went wrong."""
     found, wrong = {}, []
     for case in cases()[chunk::CHUNKS]:
         try:
-            found[case.name] = outcome(case, optimise)
+            found[case.name] = outcome(case, optimise, runtime)
         except Exception as error:  # noqa: BLE001 (all that is wrong in a chunk is told at once)
             wrong.append(f"{case.name}: {type(error).__name__}: {error}")
     return found, wrong
 
 
-def judge(chunk: int, optimise: bool) -> None:
-    found, wrong = outcomes(chunk, optimise)
+def judge(chunk: int, optimise: bool, runtime: bool = False) -> None:
+    found, wrong = outcomes(chunk, optimise, runtime)
     assert not wrong
     if recorded():
         listed = {name: table().get(name, "pass") for name in found}
@@ -249,6 +262,12 @@ def test_cases_that_are_read_and_written_give_their_outputs(chunk: int) -> None:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_cases_that_are_also_saturated_and_extracted_give_their_outputs(chunk: int) -> None:
     judge(chunk, optimise=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_cases_that_are_rewritten_for_onnx_runtime_give_their_outputs(chunk: int) -> None:
+    judge(chunk, optimise=True, runtime=True)
 
 
 def test_a_share_of_the_cases_is_saturated_and_extracted_in_every_run() -> None:

@@ -167,6 +167,41 @@ def test_a_failed_verification_returns_the_original_and_names_the_rule(
     assert not run["improved"]
 
 
+def test_after_a_failed_verification_the_search_goes_on_without_the_rule(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xrlflow.egraph.rules import rule_set
+
+    rules = rule_set()
+    monkeypatch.setattr("xrlflow.egraph.rules.rule_set", lambda *_, **__: (*rules, *planted()))
+    result = xrlflow.optimize(models["bert-tiny"], method="saturation", target="roofline:epyc-1t", max_steps=300)
+    assert result.improved
+    assert result.exit_code == 0
+    assert result.verification is not None
+    assert result.verification.passed
+    assert list(result.report["egraph"]["excluded"]) == ["planted-softmax"]
+    assert any("planted-softmax was left out" in note for note in result.notes)
+    assert "planted-softmax" not in result.report["rules"]
+    monkeypatch.undo()
+    sound = xrlflow.optimize(models["bert-tiny"], method="saturation", target="roofline:epyc-1t", max_steps=300)
+    assert result.predicted == sound.predicted
+
+
+def test_the_record_tells_what_each_rule_did(models: dict[str, Path]) -> None:
+    result = xrlflow.optimize(models["bert-tiny"], method="saturation", target="roofline:epyc-1t", max_steps=300)
+    rules = result.report["rules"]
+    assert rules
+    for name, rule in rules.items():
+        assert rule["matches"] == rule["firings"] + rule["known"] + rule["unfit"] + sum(rule["refused"].values()), name
+    chosen = {name for name, rule in rules.items() if rule["chosen"]}
+    assert chosen
+    assert chosen <= {name for name, rule in rules.items() if rule["firings"]}
+    assert {r for s in result.substitutions for r in s.rules} <= set(rules)
+    assert result.space is not None
+    shown = result.space._repr_html_()
+    assert all(name in shown for name in rules)
+
+
 def test_without_verification_the_planted_rule_goes_through(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

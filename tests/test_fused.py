@@ -14,6 +14,7 @@ from xrlflow.egraph.fused import FUSED
 from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, TupleType
 from xrlflow.lowering import available, load, to_onnx
 from xrlflow.lowering.evaluation import evaluate
+from xrlflow.lowering.onnx_forms import TVM_LACKS, meant_for
 from xrlflow.lowering.onnx_tensor import OnnxSource
 
 
@@ -113,6 +114,34 @@ def test_what_is_written_is_read_as_the_same_operator(op: str, shapes: Any, attr
 
 def test_every_fused_operator_is_compared() -> None:
     assert set(FUSED) <= {op for op, _, _ in CASES}
+
+
+def test_tvm_takes_what_is_not_listed_as_lacking() -> None:
+    from xrlflow.lowering.tvm_module import import_onnx
+
+    for op, shapes, attrs in CASES:
+        if available(op, 24):
+            model = to_onnx(graph_of(op, shapes, attrs, 24))
+            if op in TVM_LACKS:
+                with pytest.raises(Exception, match=r"not supported|num_heads"):
+                    import_onnx(model)
+            else:
+                import_onnx(model)
+
+
+def test_a_graph_is_meant_for_a_target() -> None:
+    graph = graph_of("Gelu", [(2, 3)], {"approximate": "none"}, 24)
+    assert meant_for(graph, "onnxruntime").writes("BiasGelu")
+    assert not any(meant_for(graph, kind).writes("BiasGelu") for kind in ("llvm", "cuda", "roofline"))
+    assert meant_for(graph, "roofline").writes("Attention") and not meant_for(graph, "llvm").writes("Attention")
+
+
+def test_a_step_towards_an_operator_is_in_the_space_but_in_no_program() -> None:
+    older = meant_for(graph_of("Gelu", [(2, 3)], {"approximate": "none"}, 20), "onnxruntime")
+    assert older.writes("Attention") and older.forbids("Attention")
+    assert not meant_for(older, "roofline").writes("Attention")
+    newer = meant_for(graph_of("Gelu", [(2, 3)], {"approximate": "none"}, 23), "onnxruntime")
+    assert newer.writes("Attention") and not newer.forbids("Attention")
 
 
 def test_available_tells_target_and_opset() -> None:

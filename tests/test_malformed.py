@@ -167,7 +167,9 @@ def test_huge_numbers_take_neither_memory_nor_time(node: onnx.NodeProto, tmp_pat
     weights = [ints("huge", HUGE, HUGE), ints("pads", HUGE, 0, 0, HUGE), ints("zero", 0), ints("one", 1)]
     weights += [ints("most", 2**63 - 1), ints("deep", HUGE), *scalars]
     model = model_of(node, weights=tuple(weights))
-    assert accepted(model, tmp_path).graph.node[0].op_type == node.op_type
+    # that slice is all of x, and rules know it
+    written = "Identity" if node.op_type == "Slice" else node.op_type
+    assert accepted(model, tmp_path).graph.node[0].op_type == written
 
 
 def test_functions_that_call_themselves_or_nothing_are_kept(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_what_nobody_foresaw_is_one_line_too(
             raise error
 
         monkeypatch.setattr(onnx_reader._Reader, "_opaque", fail)
-        said = command(model_of(helper.make_node("Clip", ["x"], ["y"], "bound")), tmp_path, capsys)
+        said = command(model_of(helper.make_node("Celu", ["x"], ["y"], "bound")), tmp_path, capsys)
         assert word in said and "in.onnx could not be read" in said
         if word == "KeyError":
             assert "'bound'" in said and "--debug" in said

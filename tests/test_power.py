@@ -92,7 +92,12 @@ def missed(proto: onnx.ModelProto, names: list[str], errors: dict[str, Change]) 
     return found
 
 
-@pytest.mark.parametrize("model", TINY)
+def slowly(model: str) -> object:
+    """The name as a parameter; with more than 60 operators only for the slow run."""
+    return pytest.param(model, marks=pytest.mark.slow if zoo.tell(model).operators > 60 else ())
+
+
+@pytest.mark.parametrize("model", map(slowly, TINY))
 def test_errors_in_small_models_are_found(model: str) -> None:
     proto = zoo.build(model)
     hidden = HIDDEN.get(model, set())

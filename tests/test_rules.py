@@ -55,7 +55,7 @@ FLOAT_ONLY: dict[str, tuple[str, ...]] = {
         f"{name}{form}" for name in ("gelu", "gelu-by-quotient", "tanh-gelu", "tanh-gelu-factored") for form in _FORMS
     ),
     "clip(6x, 0, 6) = 6·clip(x, 0, 1)": (
-        "hard-sigmoid", "hard-sigmoid-from-clip", "hard-swish", "hard-swish-from-clip"
+        "hard-sigmoid-from-clip", "hard-swish", "hard-swish-from-clip"
     ),
 }  # fmt: skip
 """Properties of real functions and numbers beyond algebra, and the rules that rely on them: float64 alone speaks."""
@@ -100,9 +100,10 @@ def test_the_field_tells_what_real_functions_do_from_what_any_function_does() ->
 # Infinities: masks are made of them
 
 _ORDER = "inf - inf: an infinite element's products are summed in another order"
+_GROWN = "inf · 0: an infinite value of the image meets the zeros that the kernel grows by"
 INFINITE = {
-    "enlarge-kernel": "inf · 0: an infinite value of the image meets the zeros that the kernel grows by",
-    "enlarge-biased-kernel": "inf · 0: an infinite value of the image meets the zeros that the kernel grows by",
+    "enlarge-kernel": _GROWN,
+    "enlarge-biased-kernel": _GROWN,
     "matmul-later-product-first": _ORDER,
     "matmul-earlier-product-first": _ORDER,
     "matmul-of-residual": _ORDER,

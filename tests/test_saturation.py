@@ -203,3 +203,59 @@ def test_a_convolution_of_another_size_does_not_part_siblings() -> None:
         ys[f"y{i}"] = g.op("Conv", x, w, strides=(1, 1), dilations=(1, 1), pads=(k // 2,) * 4, group=1)
     space = saturate(g.build(ys))
     assert space.report.fired["merge-sibling-convs"] == 1
+
+
+ALL_RELUS = Rule("all-relus-are-equal", "a = Relu(x); b = Relu(y)", "a = Relu(y); b = Relu(x)")
+FREE_ADDEND = Rule("any-addend-is-zero", "Add(x, c)", "x", where=[Guard("c.const", "a constant")], folds=True)
+RELU_TWICE = Rule("relu-relu", "Relu(Relu(x))", "Relu(x)")
+
+
+def shapes_of_values(twice: bool = False) -> Graph:
+    """Two opaque results whose shapes differ, of operands that an unsound rule takes for equal."""
+    g = GraphBuilder()
+    outputs = {}
+    for i in (2, 3):
+        y = g.op("Relu", g.input(f"x{i}", TensorType((4, 5), F)))
+        y = g.op("Relu", y) if twice else y
+        outputs[f"y{i}"] = g.add("domain::Mask", (y,), (), TensorType((i,), F))
+    return g.build(outputs)
+
+
+def sum_of_numbers() -> Graph:
+    g = GraphBuilder()
+    c = g.op("Add", g.weight(np.full(3, 2, F)), g.weight(np.full(3, 5, F)))
+    return g.build({"y": g.op("Mul", g.input("x", TensorType((3,), F)), c)})
+
+
+@pytest.mark.parametrize(
+    ("graph", "wrong", "what"),
+    [
+        (shapes_of_values(), ALL_RELUS, "types float32[2] and float32[3]"),
+        (shapes_of_values(twice=True), ALL_RELUS, "types float32[2] and float32[3]"),
+        (sum_of_numbers(), FREE_ADDEND, "the constants 2 and 7"),
+    ],
+)
+def test_a_contradiction_names_the_rule_and_the_space_is_built_without_it(
+    graph: Graph, wrong: Rule, what: str
+) -> None:
+    rules = [RELU_TWICE, *rule_set(), wrong]
+    space = saturate(graph, rules)
+    assert dict(space.report.excluded) == {wrong.name: what}
+    assert not any(wrong.name in names for names in space.rules)
+    rest = saturate(graph, [r for r in rules if r is not wrong])
+    assert (space.ops, space.children.tolist()) == (rest.ops, rest.children.tolist())
+    assert not rest.report.excluded
+
+
+def test_a_sound_rule_on_the_way_to_a_contradiction_is_kept() -> None:
+    """The inner operands are equal by the unsound rule alone; the outer ones by congruence and a sound rule as well."""
+    space = saturate(shapes_of_values(twice=True), [RELU_TWICE, ALL_RELUS])
+    assert list(space.report.excluded) == [ALL_RELUS.name]
+    assert space.report.fired[RELU_TWICE.name] == 2
+
+
+def test_a_contradiction_in_no_time_leaves_the_original() -> None:
+    graph = shapes_of_values()
+    space = saturate(graph, [ALL_RELUS], seconds=0.0)
+    assert not space.report.fired
+    assert space.to_graph(space.original).count() == graph.count()

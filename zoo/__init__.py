@@ -1,8 +1,8 @@
 """Models by construction: the papers' graphs and faithful real ones, with seeded weights, as `onnx.ModelProto`.
 
-`MODELS` names them all; `build(name, **sizes)` makes one; `python -m xrlflow.zoo build NAME -o FILE` writes one. NAME-paper
-is a graph as the papers' scripts have it, NAME-tiny keeps the structure and shrinks every extent, for tests and for
-training policies; `transformers:NAME` is an export, if that package is installed. docs/zoo.md has the table.
+`MODELS` names them all; `build(name, **sizes)` makes one; `python -m xrlflow.zoo build NAME -o FILE` writes one.
+NAME-paper is a graph as the papers' scripts have it; NAME-tiny keeps the structure and shrinks every extent, for tests
+and for training policies; `transformers:NAME` is an export, if that package is installed. docs/zoo.md has the table.
 """
 
 from __future__ import annotations

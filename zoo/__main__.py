@@ -21,8 +21,8 @@ DESCRIPTION = """\
 list          the models: inputs, number of operators, number of weights; of one NAME all sizes and their defaults
 build NAME    write one as ONNX, with seeded random weights; NAME -o FILE without the word does the same
 
-Sizes are set by --SIZE VALUE or --set SIZE=VALUE: --layers 2, --batch 4, --blocks 1,2. A batch or a number of tokens may
-be the name of a symbol: --batch batch. transformers:NAME exports a model of that package (the `models` extra)."""
+Sizes are set by --SIZE VALUE or --set SIZE=VALUE: --layers 2, --batch 4, --blocks 1,2. A batch or a number of tokens
+may be the name of a symbol: --batch batch. transformers:NAME exports a model of that package (the `models` extra)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def _built(words: list[str]) -> int:
         raise UserError(f"{rest[0]} before the NAME of a model; write build NAME -o FILE {rest[0]} …")
     sizes = dict(_size(f"--set {text}", *text.partition("=")[::2]) for text in options.set)
     sizes.update(_sizes(rest))
-    model = build(options.name, seed=options.seed, **sizes)
+    model = build(options.name, **{"seed": options.seed, **sizes})
     path = options.output or Path(f"{options.name.replace(':', '-')}.onnx")
     write(model.SerializeToString(), path)
     print(f"{path}: {len(model.graph.node)} operators, {path.stat().st_size / 1e6:.1f} MB")
@@ -121,7 +121,10 @@ def _listed(words: list[str]) -> str:
     rows = [("name", "what", "inputs", "operators", "parameters")]
     rows += [row(name) for name in MODELS]
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
-    lines = ["  ".join(v.rjust(w) if i > 2 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))) for r in rows]
+    lines = [
+        "  ".join(v.rjust(w) if i > 2 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
+    ]
     lines.append("")
     lines.append(f"{PREFIX}NAME, exported by that package: {', '.join(_exports())}")
     return "\n".join(lines) + "\n"
@@ -140,14 +143,15 @@ def _described(name: str) -> str:
 
         if name.removeprefix(PREFIX) not in FAMILIES:
             raise UserError(f"there is no export {name!r}; choose from {', '.join(_exports())}")
-        return f"{name}: {FAMILIES[name.removeprefix(PREFIX)].kind}\nsizes: exporter, dynamic=true, dtype=float32, seed=0\n"
+        kind = FAMILIES[name.removeprefix(PREFIX)].kind
+        return f"{name}: {kind}\nsizes: exporter, dynamic=true, dtype=float32, seed=0\n"
     if name not in MODELS:
         raise UserError(f"there is no model {name!r} in the zoo; choose from {', '.join(MODELS)}")
     entry, told = MODELS[name], tell(name)
     lines = [f"{name}: {entry.what}" + (f" ({entry.source})" if entry.source else "")]
     if entry.twin:
         lines.append(f"faithful: {entry.twin}")
-    lines += [f"input: {input} {list(shape)}" for input, shape in told.inputs.items()]
+    lines += [f"input: {value} {list(shape)}" for value, shape in told.inputs.items()]
     lines.append(f"operators: {told.operators:,}, parameters: {told.parameters:,}")
     lines += [f"size: {size} = {_shown(value)}" for size, value in entry.parameters.items()]
     return "\n".join(lines) + "\n"

@@ -25,6 +25,9 @@ Size = int | str
 SMALL = 1024
 """Tensors up to this many elements are kept in an outline: shapes, axes and scalars are among them."""
 
+LARGEST = 2_000_000_000
+"""Bytes of weights that go into one file: protobuf's limit is 2 GiB."""
+
 OLDEST = 13
 """The oldest opset that the builder writes: since then Unsqueeze takes its axes as an input."""
 
@@ -51,7 +54,7 @@ def filled(name: str, shape: Sequence[int], values: Callable[[], np.ndarray]) ->
     """A float32 tensor of these values; in an outline one without values, unless it is small."""
     import onnx
 
-    if _outline.get() and math.prod(shape) > SMALL:
+    if outlined() and math.prod(shape) > SMALL:
         return onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT)
     return onnx.numpy_helper.from_array(np.asarray(values(), dtype=np.float32), name)
 
@@ -79,6 +82,7 @@ class Builder:
         self.initializers: dict[str, TensorProto] = {}
         self.scopes: list[str] = []
         self._taken: dict[str, int] = {}
+        self._weights = 0
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -121,6 +125,11 @@ class Builder:
 
     def drawn(self, shape: Sequence[int], values: Callable[[], np.ndarray], name: str = "weight") -> str:
         """A float32 initializer of this shape with the values that a function draws."""
+        self._weights += math.prod(shape)
+        if not outlined() and 4 * self._weights > LARGEST:
+            raise ValueError(
+                f"over {LARGEST // 10**9} GB of weights do not fit into one ONNX file; choose smaller sizes"
+            )
         full = self.fresh(name)
         self.initializers[full] = filled(full, shape, values)
         return full
@@ -222,11 +231,9 @@ class Builder:
             operands = [x, self.weight((channels_out, channels_in // group, tall, wide), std)]
             if bias:
                 operands.append(self.weight((channels_out,), 0.1, name="bias"))
-            return self.op(
-                "Conv", *operands, kernel_shape=[tall, wide], strides=[stride] * 2, pads=pads, group=group
-            )
+            return self.op("Conv", *operands, kernel_shape=[tall, wide], strides=[stride] * 2, pads=pads, group=group)
 
-    def pool(self, op: str, x: str, kernel: int, stride: int, pad: int = 0, **attributes: int) -> str:
+    def pool(self, op: str, x: str, kernel: int, stride: int, pad: int = 0, **attributes: Any) -> str:
         """MaxPool or AveragePool with a square window."""
         return self.op(op, x, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4, **attributes)
 
@@ -237,7 +244,10 @@ class Builder:
 
     def gemm(self, x: str, width_in: int, width_out: int, gain: float = 1.0) -> str:
         """A biased linear layer on [rows, width_in] as exporters write it: Gemm with a transposed weight."""
-        weight, bias = self.weight((width_out, width_in), gain * width_in**-0.5), self.weight((width_out,), 0.1, name="bias")
+        weight, bias = (
+            self.weight((width_out, width_in), gain * width_in**-0.5),
+            self.weight((width_out,), 0.1, name="bias"),
+        )
         return self.op("Gemm", x, weight, bias, transB=1)
 
     def batch_norm(self, x: str, channels: int, gain: float = 1.0, name: str = "norm") -> str:
@@ -259,14 +269,9 @@ class Builder:
         """
         import onnx
 
-        if _outline.get():
+        if outlined():
             return onnx.helper.make_model(
                 onnx.helper.make_graph(self.nodes, self.name, self.inputs, [], list(self.initializers.values()))
-            )
-        size = sum(len(t.raw_data) for t in self.initializers.values())
-        if size > 2_000_000_000:
-            raise ValueError(
-                f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file (2 GB); choose smaller sizes"
             )
         renamed = {value: name for name, value in outputs.items()}
         if len(renamed) != len(outputs):
@@ -300,6 +305,9 @@ def finished(graph: GraphProto, opset: int) -> ModelProto:
     types = {v.name: v for v in (*inferred.output, *inferred.value_info)}
     for output, unchecked in zip(model.graph.output, bare.graph.output, strict=True):
         output.CopyFrom(types[output.name])
-        unchecked.CopyFrom(types[output.name])
+        for dim in output.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("unk__"):  # a name that inference made up
+                dim.ClearField("dim_param")
+        unchecked.CopyFrom(output)
     onnx.checker.check_model(bare, full_check=True)
     return model

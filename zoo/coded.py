@@ -71,7 +71,8 @@ def dalle_coded(
     x = b.op("Relu", b.input("x", (tokens, hidden)))
     for layer in range(layers):
         with b.scope(f"layer.{layer}"):
-            context = _attended(b, x, tokens, hidden, heads, masked=True)
+            mask = b.weight((heads, tokens, tokens), 0.2, name="mask")
+            context = _attended(b, x, tokens, hidden, heads, mask=mask)
             x = b.op("Add", x, _product(b, context, hidden, hidden, "output", 0.3))
             gate = b.op("Relu", _product(b, x, hidden, intermediate, "gate"))
             inner = b.op("Mul", gate, _product(b, x, hidden, intermediate, "up", 0.3))
@@ -118,7 +119,7 @@ def _product(b: Builder, x: str, width_in: int, width_out: int, name: str, gain:
 
 
 def _attended(
-    b: Builder, x: str, tokens: Size, hidden: int, heads: int, transposed: bool = True, masked: bool = False,
+    b: Builder, x: str, tokens: Size, hidden: int, heads: int, transposed: bool = True, mask: str = "",
     gain: float = 0.3,
 ) -> str:  # fmt: skip
     """(q kᵀ [+ mask]) v for every head, [tokens, hidden]; k instead of kᵀ if not `transposed`."""
@@ -131,8 +132,8 @@ def _attended(
         q, v = (b.op("Transpose", rows[i], perm=[1, 0, 2]) for i in (0, 2))
         k = b.op("Transpose", rows[1], perm=[1, 2, 0] if transposed else [1, 0, 2])
         scores = b.op("MatMul", q, k)
-        if masked:
-            scores = b.op("Add", scores, b.weight((heads, tokens, tokens), 0.2, name="mask"))  # type: ignore[list-item]
+        if mask:
+            scores = b.op("Add", scores, mask)
         context = b.op("Transpose", b.op("MatMul", scores, v), perm=[1, 0, 2])
         return b.reshape(context, (tokens, hidden))
 

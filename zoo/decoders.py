@@ -107,7 +107,9 @@ def t5(
     def attended(x: str, count: int, mask: str, memory: str | None = None) -> str:
         normed = rms_norm(b, x, hidden, "norm", 1e-6)
         name, length = ("cross", tokens) if memory else ("self", count)
-        return b.op("Add", x, attention(b, normed, batch, count, hidden, heads, mask, memory, length, False, False, name))
+        return b.op(
+            "Add", x, attention(b, normed, batch, count, hidden, heads, mask, memory, length, False, False, name)
+        )
 
     x = b.op("Gather", table, sources)
     with b.scope("encoder"):

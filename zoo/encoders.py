@@ -51,8 +51,8 @@ def transducer(
     """The transformer transducer (Zhang et al., 2020) at X-RLflow's sizes: audio and label encoder, joint network.
 
     Layer norms before attention and perceptron, biases, scaled softmax attention. Frames attend to `left` frames before
-    them and to themselves, labels to all before them. The joint network adds a projection of every frame to one of every
-    label.
+    them and to themselves, labels to all before them. The joint network adds a projection of every frame to one of
+    every label.
     Inputs: `frames` float32 [batch, tokens, features], `labels` int64 [batch, labels].
     Output: `scores` [batch, tokens, labels, words], logarithms of probabilities.
     """

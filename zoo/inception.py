@@ -59,10 +59,10 @@ def inception_v3(
     """InceptionV3 (Szegedy et al., 2016), 94 convolutions.
 
     Faithful: batch normalisation after each convolution, averages that leave the padding out, global average and
-    linear classifier. `as_coded` is the graph of TASO's and X-RLflow's scripts: Conv and Relu only, no bias, averages as
-    their SAME pools, and at the end, where the classifier would be, an average over windows of 1 × 1.
-    `shrink` divides all channel counts (which are multiples of 16, so 1, 2, 4, 8 or 16); `blocks` says how many blocks there
-    are between the reductions, at most as many as by default.
+    linear classifier. `as_coded` is the graph of TASO's and X-RLflow's scripts: Conv and Relu only, no bias, averages
+    as their SAME pools, and at the end, where the classifier would be, an average over windows of 1 × 1.
+    `shrink` divides all channel counts (which are multiples of 16, so 1, 2, 4, 8 or 16); `blocks` says how many blocks
+    there are between the reductions, at most as many as by default.
     Input: `x` [batch, 3, image, image]. Output: `logits` [batch, classes], as coded `features` [batch, 2048, …].
     """
     if shrink not in (1, 2, 4, 8, 16):

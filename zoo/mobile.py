@@ -26,7 +26,9 @@ def mobilenet_v2(
     b = Builder("mobilenet_v2", seed, opset)
     low, high = b.constant(0.0, "min"), b.constant(6.0, "max")
 
-    def unit(x: str, channels_in: int, channels_out: int, kernel: int, name: str, stride: int = 1, group: int = 1) -> str:
+    def unit(
+        x: str, channels_in: int, channels_out: int, kernel: int, name: str, stride: int = 1, group: int = 1
+    ) -> str:
         with b.scope(name):
             y = b.conv(x, channels_in, channels_out, kernel, stride, group=group, bias=False)
             return b.op("Clip", b.batch_norm(y, channels_out), low, high)
@@ -60,8 +62,8 @@ def efficientnet(
 ) -> ModelProto:  # fmt: skip
     """EfficientNet-B0 (Tan and Le, 2019): inverted residuals with squeeze and excitation, SiLU as x · sigmoid(x).
 
-    The gate's mean is GlobalAveragePool, without `pool` ReduceMean; both are written by exporters. `blocks` and `shrink`
-    as for `mobilenet_v2`.
+    The gate's mean is GlobalAveragePool, without `pool` ReduceMean; both are written by exporters. `blocks` and
+    `shrink` are those of `mobilenet_v2`.
     Input: `x` [batch, 3, image, image]. Output: `logits` [batch, classes].
     """
     _shrinks(shrink)
@@ -70,7 +72,9 @@ def efficientnet(
     def silu(x: str) -> str:
         return b.op("Mul", x, b.op("Sigmoid", x))
 
-    def unit(x: str, channels_in: int, channels_out: int, kernel: int, name: str, stride: int = 1, group: int = 1) -> str:
+    def unit(
+        x: str, channels_in: int, channels_out: int, kernel: int, name: str, stride: int = 1, group: int = 1
+    ) -> str:
         with b.scope(name):
             y = b.conv(x, channels_in, channels_out, kernel, stride, group=group, bias=False)
             return silu(b.batch_norm(y, channels_out))
@@ -102,7 +106,7 @@ def convnext(
     depths: tuple[int, ...] = (3, 3, 9, 3), widths: tuple[int, ...] = (96, 192, 384, 768), image: Size = 224,
     batch: Size = 1, classes: int = 1000, seed: int = 0, opset: int = OPSET,
 ) -> ModelProto:  # fmt: skip
-    """ConvNeXt (Liu et al., 2022; the tiny one by default): depthwise 7×7, layer norm over channels, linear layers, GELU.
+    """ConvNeXt (Liu et al., 2022; the tiny one by default): depthwise 7×7, layer norm, linear layers, GELU.
 
     Blocks work with channels last between two Transposes; the norms between stages do so too. Every branch has a
     learned scale for each channel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,8 @@ def nasnet_coded(
     """NASNet-A (Zoph et al., 2018) as TASO's script codes it: three times `cells` normal cells and a reduction.
 
     No batch normalisation, no Relu before a convolution; a separable convolution is one depthwise and one pointwise.
-    Input: `x` [batch, channels, image, image], image 56 by default; with `stem` (TENSAT's graph) [batch, 3, image, image],
-    image 224 by default, and a 7×7 convolution with stride 2 and a pool to half of that make 64 channels of it.
+    Input: `x` [batch, channels, image, image], image 56 by default. With `stem` (TENSAT's graph) [batch, 3, image,
+    image], image 224 by default; a 7×7 convolution with stride 2 and a pool to half of that make 64 channels of it.
     Output: `features`.
     """
     image = image or (224 if stem else 56)
@@ -96,8 +97,8 @@ def nasnet(
 ) -> ModelProto:  # fmt: skip
     """NASNet-A (Zoph et al., 2018): batch normalisation, Relu before every convolution, separable convolutions twice.
 
-    The mobile one by default; `repeats=6, filters=168, stem=96, image=331` is the large one. A state of another extent is
-    fitted by two shifted paths. `stages` times `repeats` normal cells, with a reduction before each but the first.
+    The mobile one by default; `repeats=6, filters=168, stem=96, image=331` is the large one. A state of another extent
+    is fitted by two shifted paths. `stages` times `repeats` normal cells, with a reduction before each but the first.
     Input: `x` [batch, 3, image, image]. Output: `logits` [batch, classes].
     """
     if image < 32:
@@ -229,9 +230,10 @@ def nas_cells(
 ) -> ModelProto:  # fmt: skip
     """Random cells, no two alike, until there are at least `operators` of them; for measuring how searches scale.
 
-    A cell has `nodes` nodes, each the sum of two units (`UNITS`) of earlier states: those of the two cells before it and
-    its own nodes. What no node reads is concatenated and brought back to `width` channels. Structure and weights follow
-    from the seed. The scores are read from the last cell and from every eighth, or the first would show in nothing.
+    A cell has `nodes` nodes, each the sum of two units (`UNITS`) of earlier states: those of the two cells before it
+    and its own nodes. What no node reads is concatenated and brought back to `width` channels. Structure and weights
+    follow from the seed. The scores are read from the last cell and from every eighth, or the first would show in
+    nothing.
     Input: `x` [batch, 3, image, image]. Output: `logits` [batch, classes].
     """
     if nodes < 1 or width < 1 or operators < 1:
@@ -245,7 +247,10 @@ def nas_cells(
     seen: set[tuple[int, ...]] = set()
     heads: list[str] = []
     cell = 0
+    different = math.prod(((2 + n) * len(names)) ** 2 for n in range(nodes))
     while len(b.nodes) < operators - 4:
+        if len(seen) == different:
+            raise ValueError(f"there are only {different} cells of {nodes} nodes, too few for {operators} operators")
         choice: tuple[int, ...] = ()
         while not choice or choice in seen:
             picks = [(random.integers(2 + n), random.integers(len(names))) for n in range(nodes) for _ in range(2)]

@@ -54,9 +54,7 @@ _FIRST_JOINS = (
 _LATER_JOINS = (("Add", "Sigmoid", 1, "Tanh", 2), ("Mul", "Tanh", 0, "Tanh", 3), ("Mul", "Tanh", 4, "Tanh", 5))
 
 
-def nas_cell(
-    steps: int = 5, hidden: int = 512, batch: Size = 1, seed: int = 0, opset: int = OPSET
-) -> ModelProto:
+def nas_cell(steps: int = 5, hidden: int = 512, batch: Size = 1, seed: int = 0, opset: int = OPSET) -> ModelProto:
     """The recurrent cell of Zoph and Le (2017) with its memory, unrolled as TensorFlow's `NASCell` computes it.
 
     One set of weights for all steps, one product for all eight gates, biases; every state has a memory beside it.
@@ -73,9 +71,7 @@ def nas_cell(
             x = b.op("Gather", sequence, b.constant(step, "step", "int64"), axis=0)
             xs = b.split(b.op("MatMul", x, w), 1, [hidden] * 8)
             hs = b.split(b.op("Add", b.op("MatMul", state, u), bias), 1, [hidden] * 8)
-            gates = [
-                b.op(act, b.op("Mul" if i == 3 else "Add", xs[i], hs[i])) for i, act in enumerate(_GATES)
-            ]
+            gates = [b.op(act, b.op("Mul" if i == 3 else "Add", xs[i], hs[i])) for i, act in enumerate(_GATES)]
             pairs = [b.op(join, gates[2 * i], gates[2 * i + 1]) for i, join in enumerate(("Mul", "Add", "Mul", "Add"))]
             first, second, third = (b.op("Tanh", pair) for pair in pairs[:3])
             memory = b.op("Mul", b.op("Tanh", b.op("Add", first, memory)), second)

@@ -34,8 +34,8 @@ TINY = "-tiny"
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the zoo. sizes: what this entry sets of the builder's arguments. twin: the faithful model, of a paper's
-    graph."""
+    """One model of the zoo. sizes: what this entry sets of the builder's arguments. twin: of a paper's graph, the
+    name of the faithful model."""
 
     name: str
     what: str
@@ -53,6 +53,12 @@ class Entry:
         known = inspect.signature(self.builder).parameters
         return {name: self.sizes.get(name, parameter.default) for name, parameter in known.items()}
 
+    @property
+    def symbolic(self) -> tuple[str, ...]:
+        """The sizes that may be names of symbols."""
+        known = inspect.signature(self.builder).parameters
+        return tuple(name for name, parameter in known.items() if parameter.annotation == "Size")
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -64,6 +70,7 @@ class Outline:
 
 
 _ENTRIES: dict[str, Entry] = {}
+_SMALL: dict[str, str] = {}
 
 
 def _add(
@@ -75,7 +82,8 @@ def _add(
     if tiny is not None:
         short = small or name + TINY
         of = MappingProxyType({**(sizes or {}), **tiny})
-        _ENTRIES[short] = Entry(short, f"{name}, every extent shrunk", source, builder, of, twin and twin + TINY)
+        _ENTRIES[short] = Entry(short, f"{name}, every extent shrunk", source, builder, of, _SMALL.get(twin, ""))
+        _SMALL[name] = short
 
 
 _LETTERS = {"hidden": 16, "heads": 2, "intermediate": 24}
@@ -235,7 +243,7 @@ _add(
 )  # fmt: skip
 
 MODELS: Mapping[str, Entry] = MappingProxyType(_ENTRIES)
-"""Every model by name. All take `seed` and `opset`; the other sizes are the arguments of the function behind the name."""
+"""Every model by name. All take `seed` and `opset`; the other sizes are those of the function behind the name."""
 
 
 def build(name: str, **sizes: Any) -> ModelProto:
@@ -255,11 +263,11 @@ def build(name: str, **sizes: Any) -> ModelProto:
     for size, value in sizes.items():
         if size not in known:
             raise UserError(f"model {name} has no size {size!r}; it has {', '.join(known)}")
-        _check(f"size {size!r} of model {name}", str(known[size].annotation), value)
+        _check(f"size {size!r} of model {name}", str(known[size].annotation), value, 0 if size in _FROM_ZERO else 1)
     try:
         return entry(**sizes)
-    except ValueError as error:
-        raise UserError(f"model {name}: {error}") from error
+    except (ValueError, MemoryError) as error:
+        raise UserError(f"model {name}: {str(error) or 'not enough memory'}") from error
 
 
 def tell(name: str, **sizes: Any) -> Outline:
@@ -267,34 +275,37 @@ def tell(name: str, **sizes: Any) -> Outline:
     with outline():
         graph = build(name, **sizes).graph
     return Outline(
-        {
-            i.name: tuple(d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim)
-            for i in graph.input
-        },
+        {i.name: tuple(d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim) for i in graph.input},
         len(graph.node),
         sum(math.prod(t.dims) for t in graph.initializer if t.data_type == t.FLOAT),
     )
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "Size": (int, str), "float": (int, float), "bool": (bool,), "str": (str,)}
+_FROM_ZERO = ("seed", "left")
+"""Sizes that may be 0."""
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a number"),
+    "Size": ((int, str), "a number or the name of a symbol"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "tuple[int, ...]": ((tuple, list), "numbers separated by commas"),
+}
+"""What sizes are annotated with: the types of their values, and how to say so."""
 
 
-def _check(what: str, annotation: str, value: Any) -> None:
-    """Raise `UserError` unless the value is of the annotated type (those that builders use)."""
+def _check(what: str, annotation: str, value: Any, least: int) -> None:
+    """Raise `UserError` unless the value is of the annotated type and its numbers are at least `least`."""
     kinds = annotation.split(" | ")
     if value is None and "None" in kinds:
         return
-    for kind in kinds:
-        if kind.startswith("tuple"):
-            good = isinstance(value, tuple | list) and all(isinstance(v, int) and v > 0 for v in value)
-        else:
-            good = isinstance(value, _KINDS.get(kind, ())) and (kind == "bool" or not isinstance(value, bool))
-        if good and isinstance(value, str) and kind == "Size":
-            good = value.isidentifier()
-        if good and isinstance(value, int) and kind in ("int", "Size") and value < 0:
-            raise UserError(f"{what} must not be negative, but is {value}")
-        if good:
-            return
-    wanted = {"int": "a number", "Size": "a number or the name of a symbol", "float": "a number", "bool": "true or false"}
-    wish = " or ".join(wanted.get(k, "numbers separated by commas" if k.startswith("tuple") else "a text") for k in kinds if k != "None")
-    raise UserError(f"{what} must be {wish}, not {value!r}")
+    kind = kinds[0]
+    types, wanted = _KINDS[kind]
+    numbers: Any = value if kind.startswith("tuple") and isinstance(value, types) else (value,)
+    good = isinstance(value, types) and (kind == "bool") is isinstance(value, bool)
+    good = good and (not isinstance(value, str) or value.isidentifier())
+    good = good and (not kind.startswith("tuple") or (bool(numbers) and all(isinstance(v, int) for v in numbers)))
+    if not good:
+        raise UserError(f"{what} must be {wanted}, not {value!r}")
+    if kind not in ("float", "bool") and any(isinstance(v, int) and v < least for v in numbers):
+        raise UserError(f"{what} must be at least {least}, not {value!r}")

@@ -75,7 +75,8 @@ def vgg(
 
     `width` is the number of channels of the first stage, which doubles up to eight times itself; `norm` puts batch
     normalisation after each convolution. `as_coded`: neither that nor biases, in the linear layers neither.
-    Input: `x` [batch, 3, image, image], image a multiple of 2 to the number of stages. Output: `logits` [batch, classes].
+    Input: `x` [batch, 3, image, image], image a multiple of 2 to the number of stages.
+    Output: `logits` [batch, classes].
     """
     step = 2 ** len(stages)
     if image < step or image % step:

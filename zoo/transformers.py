@@ -93,8 +93,8 @@ def vit(
 
 def llama(
     layers: int = 8, hidden: int = 512, heads: int = 8, kv_heads: int | None = 4, intermediate: int = 1376,
-    tokens: Size = 128, batch: Size = 1, vocab: int = 32000, theta: float = 10000.0, positions: int = 512, seed: int = 0,
-    opset: int = OPSET,
+    tokens: Size = 128, batch: Size = 1, vocab: int = 32000, theta: float = 10000.0, positions: int = 512,
+    seed: int = 0, opset: int = OPSET,
 ) -> ModelProto:  # fmt: skip
     """Llama-like decoder (Touvron et al., 2023) on a full sequence, without a cache.
 
@@ -165,7 +165,7 @@ def attention(
 ) -> str:  # fmt: skip
     """Multi-head attention of BERT and ViT: projections, scores divided by √d if `scaled`, output projection.
 
-    Keys and values are those of `memory` [batch, memory_tokens, hidden], by default of `x` [batch, tokens, hidden] itself.
+    Keys and values are those of `memory` [batch, memory_tokens, hidden], by default of `x` [batch, tokens, hidden].
     Where the scores are not divided the weights of the queries are so much smaller.
     """
     size = hidden // heads

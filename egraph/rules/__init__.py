@@ -16,7 +16,8 @@ __all__ = ["FAMILIES", "Guard", "Rule", "families", "rule_set"]
 
 FAMILIES = (
     "elementwise", "distribution", "masks", "layout", "transpose", "reshape", "geometry", "activation", "matmul",
-    "merging", "convolution", "kernels", "siblings", "patches", "pooling", "attention", "normalisation", "functions", "indexing", "runtime",
+    "gemm", "batches", "merging", "heads", "convolution", "kernels", "siblings", "patches", "pooling", "attention",
+    "normalisation", "functions", "indexing", "rotary", "runtime",
 )  # fmt: skip
 """Names of the families, each a module of this package with its `RULES`, in the order in which they fire."""
 

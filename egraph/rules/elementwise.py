@@ -207,6 +207,7 @@ RULES = [
                 counter={"x": T(2, 3), "c": W(3), "d": C(0.0)},
             ),
         ],
+        innermost="x",
         examples=[{"x": T(2, 3), "c": W(3), "d": W(2, 1)}, {"x": T(5), "c": W(5), "d": C(0.5)}],
     ),
     Rule(
@@ -228,6 +229,7 @@ RULES = [
             ),
         ],
         tag="range",
+        innermost="x",
         examples=[{"x": T(2, 3), "c": W(3), "d": W(2, 1)}, {"x": T(5), "c": C(0.25), "d": C(3.0)}],
     ),
     Rule(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .language import C, Guard, Rule, T, W
 
+
 def _concat_of_split(count: int) -> Rule:
     sizes = (2, 3, 1, 4, 1, 2, 3, 1)[:count]
     return Rule(
@@ -53,6 +54,7 @@ RULES = [
         "concat-of-concat",
         "Concat(Concat(*xs, axis=k), y, axis=k)",
         "Concat(*xs, y, axis=k)",
+        innermost="xs",
         examples=[{"xs": [T(2, 3), T(2, 1)], "y": T(2, 5), "k": 1}],
         folds=True,
     ),
@@ -60,6 +62,7 @@ RULES = [
         "concat-with-concat",
         "Concat(x, Concat(*ys, axis=k), axis=k)",
         "Concat(x, *ys, axis=k)",
+        innermost="ys",
         examples=[{"x": T(2, 3), "ys": [T(2, 5), T(2, 2)], "k": 1}],
         folds=True,
     ),

@@ -10,7 +10,7 @@
 
 Both sides are Python expressions over the core operators (table in `egraph.operators`). On the left, a name stands
 for any term, `*xs` for any number of them, `axis=k` binds an attribute, `**a` binds all of them; the same name twice
-must mean the same thing. Several roots are written as assignments, `y1 = …; y2 = …`; a name assigned on the left and
+must mean the same thing. The operands of sums and products match in either order (`egraph.orders`). Several roots are written as assignments, `y1 = …; y2 = …`; a name assigned on the left and
 not on the right is a shared part of the pattern. The right side is executed with the bound names, so attributes may
 be computed with plain Python; `s[0]` is the first part of a tuple. Guards are expressions over the same names.
 
@@ -116,6 +116,11 @@ class Rule:
     """Where the identity is from, if it is not plain algebra."""
     folds: bool = False
     """Whether it also fires on constant expressions (others leave those alone: they cost nothing)."""
+    undoes: tuple[str, ...] = ()
+    """Rules whose results this one leaves alone: it would only lead back to where they came from."""
+    innermost: str = ""
+    """A name of the left side that may not be a link of the same chain: of x + c₁ + … + cₙ the constants are brought
+    together from the innermost sum on, one after the other, else in each of 2ⁿ ways."""
     family: str = field(default="", compare=False)
 
     @cached_property

@@ -1,10 +1,13 @@
 """Conditions, masks and casts: what exporters compute for each layer anew, or need not compute at all.
 
-Not here: Where(IsNaN(p), 0, p) as p, p a softmax. It is wrong where a row is −∞ throughout (or holds NaN or +∞), and
-whether a row can be is told by the numbers that a model gets, not by its graph.
+Not here: Where(IsNaN(p), 0, p) as p, p a softmax. It is wrong where a row is −∞ throughout, and whether one can be is
+told by the numbers that a model gets, not by its graph. The guard is moved behind the product instead, where it is
+smaller and no longer between the parts of an attention.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from .language import C, Free, Guard, Rule, T
 
@@ -76,7 +79,7 @@ def _negated(op: str, other: str) -> Rule:
     )
 
 
-_MOVES = {
+_MOVES: dict[str, tuple[str, dict[str, Any]]] = {
     "Reshape": ("shape=n", {"n": (5, 6)}),
     "Transpose": ("perm=n", {"n": (2, 0, 1)}),
 }
@@ -120,7 +123,36 @@ def _cast_moved(op: str) -> list[Rule]:
     ]
 
 
+_MASKED = C([[-float("inf")] * 3, [0.0, 1.0, 0.5]])
+
 RULES = [
+    Rule(
+        "nan-guard-behind-product",
+        "p = Softmax(x, axis=k); root = MatMul(Where(IsNaN(p), z, p), v)",
+        "y = MatMul(p, v); root = Where(IsNaN(y), constant(np.zeros(()), y.dtype), y)",
+        where=[
+            Guard(
+                "z.all_equal(0.0)",
+                "only rows of zeros give rows of zeros",
+                counter={"x": _MASKED, "k": 1, "z": C(1.0), "v": T(3, 5)},
+            ),
+            Guard(
+                "k == x.last",
+                "the rows of the softmax must be those of the product: then all of a row is NaN, or nothing",
+                counter={"x": C([[-float("inf"), 0.0]] * 2), "k": 0, "z": C(0.0), "v": T(2, 5)},
+            ),
+            Guard(
+                "z.fits(p)",
+                "the result must keep the operand's shape",
+                counter={"x": _MASKED, "k": 1, "z": C([[[0.0]]] * 2), "v": T(3, 5)},
+            ),
+        ],
+        examples=[
+            {"x": _MASKED, "k": 1, "z": C(0.0), "v": T(3, 5)},
+            {"x": T(2, 3, 5, 7), "k": 3, "z": C([0.0]), "v": T(2, 1, 7, 2)},
+        ],
+        source="torch's exporter on scaled_dot_product_attention with a mask",
+    ),
     Rule("not-of-not", "Not(Not(c))", "c", examples=[{"c": B(3, 5)}]),
     Rule("and-of-same", "And(c, c)", "c", examples=[{"c": B(3, 5)}]),
     Rule("or-of-same", "Or(c, c)", "c", examples=[{"c": B(3, 5)}]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .language import C, Guard, Rule, T, W
+from .language import C, Example, Guard, Rule, T, W
 
 _TRAILING = "list(a) == list(range(a[0], x.rank))"
 _TRAILING_REASON = "a norm is over the last axes, all of them from one on"
@@ -22,7 +22,7 @@ def _guards(**others: object) -> list[Guard]:
     ]
 
 
-_PIECES = [
+_PIECES: list[Example] = [
     {"x": T(3, 5), "a": (1,), "e": C(0.25)},
     {"x": T(2, 3, 7), "a": (2,), "e": C([2.0**-17])},
     {"x": T(2, 3, 5), "a": (1, 2), "e": C(0.5)},

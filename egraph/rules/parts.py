@@ -28,7 +28,11 @@ def nested(
         first = found.get(axis, (0, 0))[0]
         found[axis] = (first + start, first + end)
     order = sorted(found)
-    return {"axes": tuple(order), "starts": tuple(found[a][0] for a in order), "ends": tuple(found[a][1] for a in order)}
+    return {
+        "axes": tuple(order),
+        "starts": tuple(found[a][0] for a in order),
+        "ends": tuple(found[a][1] for a in order),
+    }
 
 
 def cut(extents: Sequence[int], start: int, end: int) -> list[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .convolution import attributes
 from .kernels import POINTWISE
-from .language import Guard, Rule, T, W
+from .language import Example, Guard, Rule, T, W
 
 _MONOTONE: dict[str, dict[str, float]] = {
     "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Clip": {"min": -0.25, "max": 0.5}, "LeakyRelu": {"alpha": 0.125},
@@ -38,7 +38,7 @@ def _monotone(op: str) -> list[Rule]:
     if op == "LeakyRelu":
         falling = {"x": T(1, 2, 5, 5), "a": _max(), "f": {"alpha": -0.5}}
         where = [Guard("f['alpha'] > 0", "a falling function turns the order round", counter=falling)]
-    examples = [{"x": T(2, 3, 7, 5), "a": _max(ceil=1), **values}]
+    examples: list[Example] = [{"x": T(2, 3, 7, 5), "a": _max(ceil=1), **values}]
     return [
         Rule(f"max-pool-of-{name}", f"MaxPool({op}(x{more}), **a)", f"{op}(MaxPool(x, **a){more})", where, examples=examples),
         Rule(f"{name}-of-max-pool", f"{op}(MaxPool(x, **a){more})", f"MaxPool({op}(x{more}), **a)", where, examples=examples),
@@ -90,7 +90,7 @@ def _past_convolutions(biased: bool) -> list[Rule]:
         counter={**wide, "a": _mean(include_pad=0), "d": attributes(pads=(1, 1, 1, 1))},
     )
     shifted = [Guard(_BIASED_MEAN, _SHIFTED, counter={**seen, "a": _mean(), "d": plain})] if biased else []
-    examples = [{**seen, "a": _mean(include_pad=0, ceil=1), "d": plain}, {**grouped, "a": _mean(pads=(0, 0, 0, 0))}]
+    examples: list[Example] = [{**seen, "a": _mean(include_pad=0, ceil=1), "d": plain}, {**grouped, "a": _mean(pads=(0, 0, 0, 0))}]
     return [
         Rule(
             f"average-pool-of-{kind}", f"AveragePool(Conv(x, w{b}, **d), **a)", f"Conv(AveragePool(x, **a), w{b}, **d)",

@@ -45,7 +45,7 @@ y1 = m[0]; y2 = m[1]
                 folds,
                 size,
                 Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={**grouped, "a": GROUPED}),
-                Guard("x.next_sibling(w, v)", _ORDER, "growth", reordered),
+                Guard("x.next_sibling(w, v) and x.latest(y1, w) and x.latest(y2, v)", _ORDER, "growth", reordered),
             ],
             examples=[{**seen, "a": STRIDED}, {**seen, "a": SAME}],
             source="TASO's conv merge",
@@ -63,7 +63,7 @@ y1 = Reshape(m[0], shape=y1.shape); y2 = Reshape(m[1], shape=y2.shape)
                 Guard(f"w.const and v.const{constants}", FOLDS, "growth", {**grouped, "v": T(4, 2, 3, 3), "a": GROUPED}),
                 Guard("w.shape[2:] == v.shape[2:]", _SIZE, counter={**grouped, "w": W(2, 2, 3, 1), "a": GROUPED}),
                 Guard("a['group'] > 1", "without groups the kernels need no interleaving", "growth", {**seen, "a": PLAIN}),
-                Guard("x.next_sibling(w, v) and v.lowest == v.highest", _ORDER, "growth", {"v": W(2, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 4, 5, 5), **({"b": W(4), "c": W(2)} if biased else {}), "a": GROUPED}),
+                Guard("x.next_sibling(w, v) and x.latest(y1, w) and x.latest(y2, v)", _ORDER, "growth", {"v": W(2, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 4, 5, 5), **({"b": W(4), "c": W(2)} if biased else {}), "a": GROUPED}),
             ],
             examples=[
                 {**grouped, "a": attributes(group=2, strides=(2, 1))},
@@ -80,7 +80,7 @@ t = [(q - p) // e for p, q, e in zip(a['pads'], d['pads'], [*d['dilations']] * 2
 y1 = Conv(x, Pad(w, pads=[0, 0, *t[:n], 0, 0, *t[n:]], value=0.0){b}, **d)
 """,
             where=[
-                Guard("w.const and v.const and w.lowest >= 0", FOLDS, "growth", {**small, "w": T(3, 2, 1, 1), "a": PLAIN, "d": SAME}),
+                Guard("w.const and v.const and w.lowest >= 0 and x.latest(y1, w) and x.latest(y2, v)", FOLDS, "growth", {**small, "w": T(3, 2, 1, 1), "a": PLAIN, "d": SAME}),
                 Guard("w.shape[2:] != v.shape[2:]", "the kernel must be smaller than its sibling's", "growth", {**seen, "a": PLAIN, "d": PLAIN}),
                 Guard("all(p <= q and (q - p) % e == 0 for p, q, e in zip(a['pads'], d['pads'], [*d['dilations']] * 2))", "the kernel grows by what the padding grows, a dilation at a time", counter={**small, "x": T(1, 2, 9, 9), "a": attributes(pads=(1, 0, 1, 0)), "d": attributes(dilations=(1, 2), pads=(1, 1, 1, 1))}),
                 Guard(_GROWS, "the kernel must grow to just its sibling's size, which it merges with then", "growth", {**small, "a": attributes(pads=(1, 1, 0, 0)), "d": SAME}),
