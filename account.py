@@ -125,5 +125,6 @@ def rule_account(space: SearchSpace, selection: Selection | None) -> dict[str, d
             if not space.const[space.node_class[i]]:
                 chosen.update(space.rules[i])
     return {
-        name: {**asdict(s), "refused": dict(s.refused), "chosen": chosen[name]} for name, s in space.report.rules.items()
+        name: {**asdict(s), "refused": dict(s.refused), "chosen": chosen[name]}
+        for name, s in space.report.rules.items()
     }

@@ -68,7 +68,9 @@ def near_misses(space: SearchSpace, cost: Cost, selection: Selection | None = No
             kind, reason = "not chosen", "it fired, but no cheaper program uses what it made"
             read = sum(_shared(space, site) for site in miss.sites)
             if read:
-                reason += f" (at {read} of them an inner result has other users, or is an output, and is computed anyway)"
+                reason += (
+                    f" (at {read} of them an inner result has other users, or is an output, and is computed anyway)"
+                )
         sites = sorted(miss.sites, key=lambda site: -sum(price.get(c, 0.0) for c in dict.fromkeys(site)))
         stake = sum(price.get(c, 0.0) for c in dict.fromkeys(c for site in sites for c in site))
         if stake <= 0:
@@ -92,7 +94,9 @@ def _shared(space: SearchSpace, site: Sequence[int]) -> bool:
     own = set(site)
     chosen = space.original.choice
     return any(
-        int(space.node_class[i]) not in own and chosen[space.node_class[i]] == i for c in inner for i in space.parents[c]
+        int(space.node_class[i]) not in own and chosen[space.node_class[i]] == i
+        for c in inner
+        for i in space.parents[c]
     )
 
 

@@ -1,10 +1,10 @@
 """How load, saturation and climbing grow with the model: `benchmarks/results/scale.md` and `scale.json`.
 
-    python benchmarks/scale.py [--sizes 2000 5000 …] [--models deep-decoder nas-cells] [--out FILE without suffix]
+    python benchmarks/scale.py [--sizes 1000 2000 …] [--models deep-decoder nas-cells] [--out FILE without suffix]
 
 Models of the zoo that come in any size: a decoder whose layers are all alike, and random cells of which no two are.
 Each run is a process of its own; seconds are those of its processor (wall seconds are in the record), memory is the
-most that it held. Climbing under roofline:epyc-1t goes on until no substitution helps. The exponent is the slope of
+most that it held. Climbing under roofline:epyc-1t may price one program for each operator. The exponent is the slope of
 log(seconds) over log(operators): 1 is linear.
 """
 
@@ -55,7 +55,7 @@ def measured(name: str, operators: int) -> dict[str, Any]:
     space = saturate(graph, max_enodes=ENODES)
     lap("saturate")
     cost = bind(roofline(DEVICE), space)
-    climbed = extractor("climb").extract(space, cost, Budget(None, None), np.random.default_rng(0))
+    climbed = extractor("climb").extract(space, cost, Budget(None, len(graph.operators)), np.random.default_rng(0))
     lap("climb")
     before = float(cost.prices[space.baseline].sum())
     return found | {
@@ -75,18 +75,32 @@ def exponent(runs: list[dict[str, Any]], what: str) -> float:
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    columns = ["model", "operators", "e-nodes", "load, s", "saturate, s", "climb, s", "total, s", "MiB", "stopped", "saved"]
+    columns = [
+        "model",
+        "operators",
+        "e-nodes",
+        "load, s",
+        "saturate, s",
+        "climb, s",
+        "total, s",
+        "MiB",
+        "stopped",
+        "saved",
+    ]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for r in runs:
         seconds = " | ".join(f"{r[s]:.2f}" for s in (*STAGES, "total"))
         lines.append(
-            f"| {r['model']} | {r['operators']} | {r['enodes']} | {seconds} | {r['MiB']:.0f} | {r['stop']} | {r['saved']:.1%} |"
+            f"| {r['model']} | {r['operators']} | {r['enodes']} | {seconds} | {r['MiB']:.0f} | {r['stop']} "
+            f"| {r['saved']:.1%} |"
         )
     for name in dict.fromkeys(r["model"] for r in runs):
         own = [r for r in runs if r["model"] == name]
         if len(own) > 1:
             slopes = " | ".join(f"{exponent(own, s):.2f}" for s in (*STAGES, "total"))
-            lines.append(f"| {name} | exponent | {exponent(own, 'enodes'):.2f} | {slopes} | {exponent(own, 'MiB'):.2f} | | |")
+            lines.append(
+                f"| {name} | exponent | {exponent(own, 'enodes'):.2f} | {slopes} | {exponent(own, 'MiB'):.2f} | | |"
+            )
     return lines
 
 
@@ -102,7 +116,7 @@ def main() -> int:
         return 0
     runs: list[dict[str, Any]] = []
     for name in args.models:
-        for size in args.sizes or SIZES[name]:
+        for size in SIZES[name] if args.sizes is None else args.sizes:
             done = subprocess.run(
                 [sys.executable, __file__, "--one", name, str(size)], capture_output=True, text=True, check=True
             )
@@ -118,7 +132,9 @@ def main() -> int:
         f"{facts}; {runs[0]['rules']} rules. Seconds of the processor, one thread; *saved* is under roofline:{DEVICE}.",
         "", *table(runs), "",
     ]  # fmt: skip
-    args.out.with_suffix(".json").write_text(json.dumps({"command": command, "facts": facts, "runs": runs}, indent=1) + "\n")
+    args.out.with_suffix(".json").write_text(
+        json.dumps({"command": command, "facts": facts, "runs": runs}, indent=1) + "\n"
+    )
     args.out.with_suffix(".md").write_text("\n".join(lines))
     print("\n".join(lines))
     return 0

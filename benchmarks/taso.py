@@ -16,6 +16,7 @@ import numpy as np
 
 from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, TupleType, Weight
 from xrlflow.egraph.operators import IllTyped
+from xrlflow.egraph.space import tensor
 from xrlflow.lowering import evaluate
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
@@ -266,7 +267,7 @@ class Sides:
             else:
                 made[name] = builder.input(name, TensorType(shape, "float32"))
                 self.feeds[name] = array
-        outputs = {}
+        outputs: dict[str, int] = {}
         if left:
             outputs |= {f"left{i}": self.build(builder, made, t) for i, t in enumerate(self.substitution.lefts)}
         if right:
@@ -280,7 +281,7 @@ class Sides:
         head, *rest = tree
         operands = [self.build(b, made, t) for t in rest if not isinstance(t, int)]
         if head == "conv2d":
-            x, w = (b.nodes[i].type.shape for i in operands)
+            x, w = ([int(str(d)) for d in tensor(b.nodes[i].type).shape or ()] for i in operands)
             if x[1] % w[1]:
                 raise IllTyped("channels do not fit")
             same = [k // 2 for k in w[2:]] if rest[2] == 0 else [0, 0]

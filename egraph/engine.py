@@ -76,7 +76,7 @@ class Engine:
         del self.graph
 
     def run(self, *texts: str) -> list[Any]:
-        """Run commands, each text by itself (egglog parses long texts in quadratic time); returns the last's results."""
+        """Run commands, each text by itself: long texts take egglog quadratic time. Returns the last one's results."""
         found: list[Any] = []
         for text in texts:
             found = self.graph.run_program(*self.graph.parse_program(text))

@@ -105,6 +105,4 @@ def _baseline(
 ) -> list[int]:
     """The e-nodes of the input graph's live operators, with repetition where rules made two of them one."""
     live = [keys[i] for i in graph.live if graph.nodes[i].op not in LEAVES]
-    return [
-        position[signature_of[k]] for k in live if signature_of[k] in position and not terms.const[terms.find(k)]
-    ]
+    return [position[signature_of[k]] for k in live if signature_of[k] in position and not terms.const[terms.find(k)]]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .graph import TensorType
+from .pointwise import BINARY, UNARY
+
 if TYPE_CHECKING:
     from .terms import Term, TermGraph
 
@@ -46,29 +49,40 @@ def next_user(w: Term, x: Term, y: Term) -> bool:
     among them, none can need the product of another.
     """
     terms = w.terms
-    users = _users(terms, w, x, y)
     own, other = _span(terms, x.key), _span(terms, y.key)
-    if other[0] != other[1] or own[0] not in users or other[0] not in users:
+    if other[0] != other[1] or own[1] >= other[0] or level(terms, x.key) != level(terms, y.key):
+        return False
+    users = _users(terms, w, x, y)
+    if own[0] not in users or other[0] not in users:
         return False
     first, last, place = users.index(own[0]), own[1], users.index(other[0])
     return first % RUN == 0 and place % RUN != 0 and place > first and users[place - 1] == last
 
 
 def _users(terms: TermGraph, w: Term, x: Term, y: Term) -> list[int]:
-    """Classes of what the same operator multiplies by w, no runs among them, of the level of x and the shape of y."""
-    me, found = terms.find(w.key), set()
+    """Classes of what the same operator multiplies by w, no runs among them, of the level of x and the shape of y.
+
+    What rules multiply by w as well are mostly other forms (reshaped, say) of the same terms.
+    """
+    me, found, sources = terms.find(w.key), dict[int, bool](), dict[int, int]()
     for key in terms.users[me]:
         kids = terms.operands[key]
         if terms.ops[key] not in _PRODUCTS or terms.find(kids[1]) != me:
             continue
         other = terms.find(kids[0])
-        if terms.const[other] or level(terms, other) != level(terms, terms.find(x.key)):
+        if terms.const[other] or terms.makers[other] != ORIGINAL or level(terms, other) != level(terms, x.key):
             continue
-        span = _span(terms, other)
-        # what rules made are other forms (reshaped, say) of terms that are there
-        if span == (other, other) and terms.makers[other] == ORIGINAL and _fits(terms, other, y):
-            found.add(other)
-    return sorted(found)
+        if _fits(terms, other, y):
+            found[other] = found.get(other, False) or terms.makers[key] == ORIGINAL
+    for k in sorted(k for k, own in found.items() if own or not any(found.values())):
+        sources.setdefault(_source(terms, k), k)
+    return sorted(sources.values())
+
+
+def _source(terms: TermGraph, key: int) -> int:
+    """The class whose elements the model only reshapes or transposes to get this one."""
+    key = terms.find(key)
+    return _source(terms, terms.operands[key][0]) if terms.ops[key] in ("Reshape", "Transpose") else key
 
 
 def _fits(terms: TermGraph, key: int, y: Term) -> bool:
@@ -87,3 +101,44 @@ def _span(terms: TermGraph, key: int) -> tuple[int, int]:
 def level(terms: TermGraph, key: int) -> int:
     """How many products lie on the longest path from the inputs to a term."""
     return terms.levels[terms.find(key)]
+
+
+_PASSING = (
+    *UNARY, *BINARY, "MatMul", "Softmax", "LayerNormalization", "RMSNormalization", "Reshape", "Transpose",
+)  # fmt: skip
+"""Operators of which a part of the result needs a part of the first operand only, often."""
+_DEEP = 48
+"""How far `share` looks."""
+
+
+def share(y: Term) -> float:
+    """About which share of a result the model reads, where it reads only slices of it or of what it makes of it."""
+    return _share(y.terms, y.terms.find(y.key), 0, {})
+
+
+def _share(terms: TermGraph, key: int, depth: int, known: dict[int, float]) -> float:
+    if key in known:
+        return known[key]
+    users = [u for u in terms.users[key] if terms.makers[u] == ORIGINAL]
+    total = 0.0 if users and depth < _DEEP else 1.0
+    for user in users:
+        if total >= 1.0:
+            break
+        if terms.ops[user] in ("Slice", "Gather") and terms.find(terms.operands[user][0]) == key:
+            total += _elements(terms, user) / max(_elements(terms, key), 1)
+        elif (terms.ops[user] in _PASSING and terms.find(terms.operands[user][0]) == key) or _added(terms, user, key):
+            total += _share(terms, terms.find(user), depth + 1, known)
+        else:
+            total = 1.0
+    known[key] = min(total, 1.0)
+    return known[key]
+
+
+def _added(terms: TermGraph, user: int, key: int) -> bool:
+    """Whether a class is the second operand of an element-wise operator with a result of its own size."""
+    return terms.ops[user] in BINARY and _elements(terms, user) == _elements(terms, key)
+
+
+def _elements(terms: TermGraph, key: int) -> int:
+    kind = terms.types[key]
+    return kind.elements if isinstance(kind, TensorType) else 1

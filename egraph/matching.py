@@ -6,8 +6,9 @@ A guard that asks only for types, constness and known values answers alike where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .extent import viewed
@@ -62,6 +63,13 @@ _ASK: Any = object()
 """The guards ask for more than types: they are asked anew for every match."""
 
 
+def picked(columns: Sequence[int]) -> Callable[[Cells], Cells]:
+    """The function that takes these columns out of a match."""
+    if len(columns) < 2:
+        return lambda cells: tuple([cells[i] for i in columns])
+    return itemgetter(*columns)
+
+
 @dataclass
 class Binder:
     """Reads the matches of one query of a rule."""
@@ -70,12 +78,14 @@ class Binder:
     rule: Rule
     query: Query
     _bound: dict[Cells, dict[str, Any] | None] = field(default_factory=dict)
+    _done: set[Cells] = field(default_factory=set)
     _verdicts: dict[tuple[Cells, Cells], Guard | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = self.query.columns
         self.attribute_cells = [i for i, c in enumerate(columns) if c.kind == "attributes"]
         self.term_cells = [i for i, c in enumerate(columns) if c.kind == "term"]
+        self.kinds = [c.kind == "term" for c in columns]
         at = {c.name: i for i, c in enumerate(columns)}
         self.roots = [(r, at[r]) for r in self.rule.roots]
         self.results = [
@@ -90,6 +100,21 @@ class Binder:
             if not (p.op == "Get" and p.fixed)
         ]
 
+        used = self.rule.used
+        self.inputs = [
+            i for i, c in enumerate(columns)
+            if (c.kind == "term" and (c.name in used or c.name in self.rule.roots))
+            or any(i == cell and (p.whole in used or any(n in used for _, n in p.named)) for p, cell in self.patterns)
+        ]  # fmt: skip
+        self._input = picked(self.inputs)
+        """The cells that the right side depends on, and what it is to equal."""
+        asked = self.rule.asked
+        self._fit = picked(self.attribute_cells)
+        self._asked = picked([
+            i for i in self.attribute_cells
+            if any(i == cell and (p.whole in asked or any(n in asked for _, n in p.named)) for p, cell in self.patterns)
+        ])  # fmt: skip
+        self._facts = [i for i in self.term_cells if columns[i].name in asked]
         self.chain: tuple[list[int], int, str, list[int]] | None = None
         """Of rules on chains: the cells that may be no link, the cell of a link's attributes, its operator, and which
         of its operands are constant."""
@@ -116,13 +141,23 @@ class Binder:
                     return True
         return False
 
+    def repeats(self, cells: Cells) -> bool:
+        """Whether the rule fired for the same right side and roots before: another way to the same match."""
+        return self._input(cells) in self._done
+
+    def done(self, cells: Cells) -> None:
+        """Note that the rule fired here, or that there was nothing to learn."""
+        find = self.terms.find
+        self._done.add(self._input(cells))
+        self._done.add(self._input(tuple([find(c) if t else c for c, t in zip(cells, self.kinds, strict=True)])))
+
     def attributes(self, cells: Cells) -> dict[str, Any] | None:
         """The values of the rule's attribute names, or None where the attributes do not fit."""
-        key = tuple([cells[i] for i in self.attribute_cells])
+        key = self._fit(cells)
         found = self._bound.get(key, _UNSEEN)
         if found is _UNSEEN:
             found = self._bound[key] = self._bind(cells)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _bind(self, cells: Cells) -> dict[str, Any] | None:
         names: dict[str, Any] = {}
@@ -141,14 +176,15 @@ class Binder:
 
     def names(self, cells: Cells, bound: dict[str, Any], watch: list[bool] | None = None) -> dict[str, Any]:
         """Everything that the rule's texts may name: its terms and its attributes."""
-        names = {k: dict(v) if isinstance(v, dict) else v for k, v in bound.items()}
+        names: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in bound.items()}
         for i in self.term_cells:
             column = self.query.columns[i]
             term: Any = Term(self.terms, cells[i])
             if watch is not None:
                 term = Watched(term, watch)
             if column.item >= 0:
-                names.setdefault(column.name, []).append(term)
+                several: list[Any] = names.setdefault(column.name, [])
+                several.append(term)
             else:
                 names[column.name] = term
         return names
@@ -157,10 +193,8 @@ class Binder:
         """The first guard that is false for this match, or None if all hold."""
         if not self.rule.where:
             return None
-        key = (
-            tuple([cells[i] for i in self.attribute_cells]),
-            tuple([self.terms.facts(cells[i]) for i in self.term_cells]),
-        )
+        facts = self.terms.facts
+        key = (self._asked(cells), tuple([facts(cells[i]) for i in self._facts]))
         found = self._verdicts.get(key, _UNSEEN)
         if found is _ASK:
             return self.rule.refusal(self.names(cells, bound))
@@ -170,15 +204,4 @@ class Binder:
             self._verdicts[key] = _ASK if watch[0] else found
             if watch[0]:  # asked again of the terms themselves: what stands in for them is not to take part
                 found = self.rule.refusal(self.names(cells, bound))
-        return found  # type: ignore[no-any-return]
-
-
-def described(query: Query, cells: Sequence[int]) -> dict[str, Any]:
-    """A match as a mapping from column names to keys (lists of them for starred names) and numbers of attributes."""
-    match: dict[str, Any] = {}
-    for cell, column in zip(cells, query.columns, strict=True):
-        if column.item >= 0:
-            match.setdefault(column.name, []).append(cell)
-        else:
-            match[column.name] = cell
-    return match
+        return found

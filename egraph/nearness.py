@@ -61,9 +61,7 @@ class Ledger:
     def fired(self, binder: Binder, cells: Cells) -> None:
         self.refused(binder, cells, "", "fired")
 
-    def misses(
-        self, terms: TermGraph, own: int, rules: Sequence[Rule], index: Mapping[int, int]
-    ) -> tuple[Miss, ...]:
+    def misses(self, terms: TermGraph, own: int, rules: Sequence[Rule], index: Mapping[int, int]) -> tuple[Miss, ...]:
         """What was noted and concerns operators of the input graph, the terms up to `own`, and not what rules made.
 
         index: the number of each class by its smallest key.

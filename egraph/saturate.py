@@ -26,7 +26,7 @@ from .report import RuleStatistics, SaturationReport
 from .rules import rule_set
 from .rules.language import HELPERS, Rule
 from .space import SearchSpace
-from .terms import ORIGINAL, Term, TermGraph, constant, operator
+from .terms import ORIGINAL, TermGraph, constant, operator
 
 NARROW = ("float16", "bfloat16")
 CHAIN = "the links of a chain are brought together from the innermost on, one after the other"
@@ -197,14 +197,19 @@ class Saturation:
         if binder is None:
             binder = self.binders[query.relation] = Binder(terms, rule, query)
         bound = binder.attributes(cells)
-        if bound is None or (not rule.folds and all(terms.const[terms.find(cells[i])] for _, i in binder.roots)) or (
-            rule.undoes and any(self.maker(terms.find(cells[i])) in rule.undoes for _, i in binder.roots)
+        if (
+            bound is None
+            or (not rule.folds and all(terms.const[terms.find(cells[i])] for _, i in binder.roots))
+            or (rule.undoes and any(self.maker(terms.find(cells[i])) in rule.undoes for _, i in binder.roots))
         ):
             tally.unfit += 1
             return False
         if rule.tag == "range" and any(getattr(terms.types[terms.find(cells[i])], "dtype", "") in NARROW
                                        for _, i in binder.roots):  # fmt: skip
             return self.refuse(binder, cells, OVERFLOW, "tag")
+        if binder.repeats(cells):
+            tally.known += 1
+            return False
         if binder.link(cells):
             return self.refuse(binder, cells, CHAIN, "growth")
         guard = binder.refusal(cells, bound)
@@ -244,6 +249,7 @@ class Saturation:
                 self.ledger.fired(binder, cells)
         else:
             tally.known += 1
+        binder.done(cells)
         return learnt
 
     def maker(self, key: int) -> str:

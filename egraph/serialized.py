@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import UserError
 from .graph import Graph, TensorType
-from .space import SaturationReport, SearchSpace, Selection
+from .report import SaturationReport
+from .space import SearchSpace, Selection
 
 
 def read_egraph(path: str | os.PathLike[str]) -> tuple[SearchSpace, np.ndarray]:

@@ -119,7 +119,7 @@ class TermGraph:
             self._facts.pop(key, None)
         for column in (self.ops, self.attribute_ids, self.operands, self.types, self.const, self.lowest, self.highest,
                        self.uniform, self.makers, self.parent, self.users):  # fmt: skip
-            del column[length:]  # type: ignore[attr-defined]
+            del column[length:]
 
     def ordered(self, operands: Sequence[int]) -> tuple[int, ...]:
         """Classes of commutative operands in their one order: constants last, else by age.
@@ -344,7 +344,7 @@ class Term:
         own = axis - (rank - self.rank)
         return own < 0 or self.shape[own] == 1
 
-    def next_sibling(self, w: Term, v: Term, left: bool = False) -> bool:
+    def next_sibling(self, w: Term, v: Term) -> bool:
         """Whether merging the weights w and v of two operators on this term extends a run of siblings by one.
 
         Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. So n siblings
@@ -353,7 +353,7 @@ class Term:
         terms = self.terms
         if not 0 <= w.highest < v.lowest or v.joined:
             return False
-        found = [(terms.find(key), Term(terms, right)) for key, right in self._products(0 if left else 1)]
+        found = [(terms.find(key), Term(terms, right)) for key, right in self._products()]
         results = {id(t): {c for c, other in found if other == t} for t in (w, v)}
         for c, other in found:
             if other.shape[2:] != v.shape[2:]:  # of another kernel size, say: no sibling
@@ -378,21 +378,14 @@ class Term:
                 return False
         return True
 
-    def _products(self, side: int = 1) -> Iterator[tuple[int, int]]:
-        """Products of this term with constants: (key, key of the constant, which is operand number `side`)."""
+    def _products(self) -> Iterator[tuple[int, int]]:
+        """Products of this term with constants: (key, key of the constant)."""
         terms = self.terms
         me = terms.find(self.key)
         for key in terms.users[me]:
             kids = terms.operands[key]
-            if terms.ops[key] not in ("MatMul", "Conv") or terms.find(kids[1 - side]) != me:
-                continue
-            if terms.const[terms.find(kids[side])]:
-                yield key, kids[side]
-
-    @property
-    def original(self) -> bool:
-        """Whether the input graph computes it, and not only what rules made of it."""
-        return self.terms.makers[self.terms.find(self.key)] == ORIGINAL
+            if terms.ops[key] in ("MatMul", "Conv") and terms.find(kids[0]) == me and terms.const[terms.find(kids[1])]:
+                yield key, kids[1]
 
     @property
     def joined(self) -> bool:

@@ -10,7 +10,8 @@ How far agreement on random residues goes is the Schwartz-Zippel lemma: if an el
 quotient of polynomials whose numerator, of degree D, vanishes on at most a share D/p of the inputs. A function applied
 to two operands gives unrelated numbers unless they coincide, which for operands that differ is just as rare.
 `PrimeField.bound` reckons with the degrees that were met, which are carried along. It speaks of the shapes, attributes
-and constants of the instance, and takes the hash that stands for a random function to be one.
+and constants of the instance, and takes the hash that stands for a random function to be one. Where numbers are
+ordered, there is no such bound: there it is the number of instances that counts.
 
 Mirage (Wu et al., 2024) tests its candidates over finite fields in this way.
 """
@@ -21,7 +22,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import isfinite, prod
+from math import isfinite, isnan, prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -139,7 +140,12 @@ class PrimeField:
         self.coincidences += (new * count + new * new // 2) * (n + d)
 
     def bound(self, x: Residues, y: Residues) -> float:
-        """An upper bound on the chance that an element at which both differ as expressions is the same residue."""
+        """An upper bound on the chance that an element at which both differ as expressions is the same residue.
+
+        1, so none, where numbers were ordered: of two outcomes of a comparison one may show the difference.
+        """
+        if "order" in self.applied:
+            return 1.0
         degree = max(x.numerator + y.denominator, y.numerator + x.denominator)
         return min(1.0, (degree + self.coincidences) / PRIME)
 
@@ -194,7 +200,7 @@ class PrimeField:
 
 def _residue(number: float) -> int:
     if not isfinite(number):
-        if number != number:
+        if isnan(number):
             raise NotInField("NaN is no residue")
         return INFINITY if number > 0 else PRIME - INFINITY
     numerator, denominator = float(number).as_integer_ratio()

@@ -64,8 +64,8 @@ def _multi_head(s: Speller, a: Mapping[str, Any], xs: list[Any]) -> Any:
         shape = (*s.shape(x)[:2], a["heads"], s.shape(x)[2] // a["heads"])
         parts.append(s.do("Transpose", s.do("Reshape", x, shape=shape), perm=(0, 2, 1, 3)))
     found = s.do("Transpose", _attention(s, a, [*parts, *xs[3:]]), perm=(0, 2, 1, 3))
-    shape = s.shape(found)
-    return s.do("Reshape", found, shape=(*shape[:2], prod(shape[2:])))
+    extents = s.shape(found)
+    return s.do("Reshape", found, shape=(*extents[:2], prod(extents[2:])))
 
 
 def _rotary(s: Speller, a: Mapping[str, Any], xs: list[Any]) -> Any:

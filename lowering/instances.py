@@ -68,8 +68,11 @@ class Instance:
             return rng.integers(-4, 5, shape).astype(np.float64)
         if self.distribution == "uniform":
             return rng.uniform(0.5, 2.0, shape)
-        if self.distribution == "full":  # every magnitude of float16, subnormals among them
-            return rng.choice((-1.0, 1.0), shape) * 2.0 ** rng.uniform(-24, 15.85, shape)
+        if self.distribution == "full":
+            # every magnitude of float16, subnormals among them, and its ends; weights are below 256
+            top = 8.0 if free.kind == "weight" else 15.99
+            every, ends = 2.0 ** rng.uniform(-24, top, shape), rng.choice((2.0**-24, 2.0**-14, 1.0, 2.0**top), shape)
+            return np.where(rng.random(shape) < 0.5, every, ends) * rng.choice((-1.0, 1.0), shape)
         values = rng.normal(size=shape) * (1e3 if self.distribution == "wide" else 1.0)
         if self.distribution in ("masked", "infinite") and (self.masked is None or name in self.masked):
             values[rng.random(shape) < 0.25] = -np.inf
@@ -184,7 +187,7 @@ class Instance:
 def field_agrees(
     rule: Rule, example: Example, seed: int = 0, distribution: Distribution = "normal"
 ) -> tuple[bool, float]:
-    """Whether both sides are the same residues, and the chance of that if they were different expressions.
+    """Whether both sides are the same residues, and a bound on the chance of that if they were not equal.
 
     Raises `finite_field.NotInField` where a side has no value over the field.
     """
@@ -198,12 +201,33 @@ def field_agrees(
     return True, chance
 
 
+ORDERED = 12
+"""Instances over the field where numbers are ordered: each comparison has two outcomes, and one may agree by chance."""
+
+
+def field_proof(rule: Rule, example: Example, seeds: int = 2) -> float | None:
+    """The chance that both sides agree over the field in all of `seeds` instances if they are not equal.
+
+    None if they do not agree, or have no value there. Where numbers are ordered there is no bound, and 1 is returned,
+    after `ORDERED` instances.
+    """
+    chance = 1.0
+    try:
+        for seed in range(ORDERED):
+            if seed >= seeds and chance < 1.0:
+                break
+            agree, bound = field_agrees(rule, example, seed)
+            if not agree:
+                return None
+            chance *= bound
+    except NotEvaluable:
+        return None
+    return chance
+
+
 def in_field(rule: Rule, seeds: int = 2) -> bool:
     """Whether all of a rule's examples agree over the field: it holds by algebra alone."""
-    try:
-        return all(field_agrees(rule, example, seed)[0] for example in rule.examples for seed in range(seeds))
-    except NotEvaluable:
-        return False
+    return all(field_proof(rule, example, seeds) is not None for example in rule.examples)
 
 
 def unbounded(example: Example) -> list[str]:

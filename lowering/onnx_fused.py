@@ -72,7 +72,7 @@ def _simplified(s: Site) -> Core:
     if s.attrs.get("stash_type", 1) != 1:
         raise NotCore("stash_type other than float")
     axis = s.axis(s.attrs.get("axis", -1), len(s.shape()))
-    return Core("RMSNormalization", (0, 1), {"axis": axis, "epsilon": _float(s, "epsilon", np.float32(1e-5))})
+    return Core("RMSNormalization", (0, 1), {"axis": axis, "epsilon": _float(s, "epsilon", float(np.float32(1e-5)))})
 
 
 @converts(*_own("MultiHeadAttention"), attrs="num_heads mask_filter_value scale unidirectional")
@@ -136,7 +136,7 @@ def _gelu(s: Site) -> Core:
 
 @converts(*_own("QuickGelu"), attrs="alpha")
 def _quick_gelu(s: Site) -> Core:
-    return Core("Swish", (0,), {"alpha": _float(s, "alpha", np.float32(1.702))})
+    return Core("Swish", (0,), {"alpha": _float(s, "alpha", float(np.float32(1.702)))})
 
 
 @converts(*_own("BiasGelu"))
@@ -156,7 +156,8 @@ def _normalised_sum(s: Site, op: str, scales: int) -> Core:
     if not all(map(s.has, operands)):
         raise NotCore("no shift")
     operands += [2 + scales] if s.has(2 + scales) else []
-    attrs = {"epsilon": _float(s, "epsilon", np.float32(1e-12 if scales == 2 else 1e-5)), "sum": int(3 in s.reads)}
+    default = float(np.float32(1e-12 if scales == 2 else 1e-5))
+    attrs = {"epsilon": _float(s, "epsilon", default), "sum": int(3 in s.reads)}
     return Core(op, tuple(operands), attrs, (0, 3) if attrs["sum"] else None)
 
 

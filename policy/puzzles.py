@@ -17,7 +17,8 @@ import numpy as np
 
 from ..egraph.graph import Attributes, Graph, GraphBuilder, TensorType, Type, Weight, attributes
 from ..egraph.operators import infer
-from ..egraph.space import SaturationReport, SearchSpace, Selection
+from ..egraph.report import SaturationReport
+from ..egraph.space import SearchSpace, Selection
 
 
 class SpaceBuilder:

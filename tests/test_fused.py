@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from xrlflow import saturate
 from xrlflow.egraph.fused import FUSED
 from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, TupleType
-from xrlflow.lowering import available, load, to_onnx
+from xrlflow.lowering import available, load, to_onnx, verify
 from xrlflow.lowering.evaluation import evaluate
 from xrlflow.lowering.onnx_forms import TVM_LACKS, meant_for
 from xrlflow.lowering.onnx_tensor import OnnxSource
+from xrlflow.pipeline import extract
 
 
 def convolution(activation: str, *parameters: float) -> dict[str, Any]:
@@ -110,6 +113,65 @@ def test_what_is_written_is_read_as_the_same_operator(op: str, shapes: Any, attr
     for name, value in wanted.attrs.items():
         # ONNX keeps attributes in float32
         assert found.attrs[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6)), name
+
+
+def weight(g: GraphBuilder, *shape: int) -> int:
+    rng = np.random.default_rng(len(g.nodes))
+    return g.weight(rng.normal(size=shape).astype(np.float32) / 4)
+
+
+def block(g: GraphBuilder) -> dict[str, int]:
+    """Masked attention of two heads, a residual sum with a norm, and an MLP with Gelu, as exporters write them."""
+    x, mask = g.input("x", TensorType((2, 5, 8), "float32")), g.input("mask", TensorType((2, 1, 5, 5), "float32"))
+
+    def linear(x: int, n: int, m: int) -> int:
+        return g.op("Add", g.op("MatMul", x, weight(g, n, m)), weight(g, m))
+
+    def heads(x: int) -> int:
+        return g.op("Transpose", g.op("Reshape", linear(x, 8, 8), shape=(2, 5, 2, 4)), perm=(0, 2, 1, 3))
+
+    q, k, v = heads(x), heads(x), heads(x)
+    half = g.weight(np.array(0.5, np.float32))
+    scores = g.op("Mul", g.op("MatMul", q, g.op("Transpose", k, perm=(0, 1, 3, 2))), half)
+    found = g.op("MatMul", g.op("Softmax", g.op("Add", scores, mask), axis=3), v)
+    flat = g.op("Reshape", g.op("Transpose", found, perm=(0, 2, 1, 3)), shape=(2, 5, 8))
+    total = g.op("Add", linear(flat, 8, 8), x)
+    normed = g.op("LayerNormalization", total, weight(g, 8), weight(g, 8), axis=2, epsilon=1e-5)
+    y = g.op("Add", linear(g.op("Gelu", linear(normed, 8, 16), approximate="none"), 16, 8), total)
+    return {"y": g.op("LayerNormalization", y, weight(g, 8), weight(g, 8), axis=2, epsilon=1e-5)}
+
+
+def convolutions(g: GraphBuilder) -> dict[str, int]:
+    x = g.input("x", TensorType((1, 3, 9, 7), "float32"))
+    window = {"strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1), "group": 1}
+    a = g.op("Relu", g.op("Conv", x, weight(g, 4, 3, 3, 3), weight(g, 4), **window))
+    b = g.op("Conv", a, weight(g, 4, 4, 3, 3), weight(g, 4), **window)
+    return {"y": g.op("Relu", g.op("Add", b, a))}
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (block, {"MultiHeadAttention": 1, "SkipLayerNormalization": 2}),
+        (convolutions, {"FusedConv": 2}),
+    ],
+)
+def test_rules_reach_the_runtimes_operators_and_come_back(build: Any, expected: dict[str, int]) -> None:
+    g = GraphBuilder()
+    graph = load(to_onnx(g.build(build(g))))
+    for kind in ("any", "onnxruntime"):
+        space = saturate(meant_for(graph, kind))
+        found = extract(space, target="roofline:epyc-1t", seconds=None, steps=1000)
+        written = to_onnx(space.to_graph(found.selection))
+        own = Counter(node.op_type for node in written.graph.node if node.domain == "com.microsoft")
+        assert verify(graph, written).passed
+        if kind == "any":
+            assert not own and "Attention" not in space.ops
+        else:
+            assert expected.items() <= own.items()
+    again = saturate(meant_for(load(written), "onnxruntime"))
+    back = {"MatMul", "Softmax", "LayerNormalization", "Add"} if build is block else {"Conv", "Relu"}
+    assert back <= set(again.ops)
 
 
 def test_every_fused_operator_is_compared() -> None:

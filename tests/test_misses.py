@@ -48,7 +48,12 @@ def found(graph: Graph, rules: list[Rule], off: tuple[Off, ...] = ()) -> list[Ne
 
 def test_a_guard_that_refuses_is_told_with_its_reason_place_and_stake() -> None:
     (miss,) = found(scaled((64,)), [NARROW])
-    assert (miss.rule, miss.kind, miss.reason, miss.places) == ("fold-scale", "guard", "the scale must be one number", 1)
+    assert (miss.rule, miss.kind, miss.reason, miss.places) == (
+        "fold-scale",
+        "guard",
+        "the scale must be one number",
+        1,
+    )
     assert miss.stake > 0
     assert not found(scaled(()), [NARROW]), "where it fires nothing is missed"
 
@@ -106,7 +111,9 @@ def test_another_operator_in_place_of_one_is_named_where_enough_of_the_pattern_i
 
 
 def test_looking_for_misses_does_not_change_the_space() -> None:
-    rules = [r for name in ("elementwise", "layout", "matmul", "merging") for r in families()[name] if r.tag != "approx"]
+    rules = [
+        r for name in ("elementwise", "layout", "matmul", "merging") for r in families()[name] if r.tag != "approx"
+    ]
     graph = gated("Relu")
     plain, told = saturate(graph, rules), saturate(graph, rules, explain=True, off=(Off(NARROW, "…"),))
     assert plain.ops == told.ops
@@ -126,8 +133,7 @@ def tanh_gelu(path: Path) -> Path:
         helper.make_node("Mul", ["m", "half"], ["y"]),
     ]
     weights = [
-        numpy_helper.from_array(v, n)
-        for n, v in (("w", w), ("r", F_(2**0.5)), ("one", F_(1.0)), ("half", F_(0.5)))
+        numpy_helper.from_array(v, n) for n, v in (("w", w), ("r", F_(2**0.5)), ("one", F_(1.0)), ("half", F_(0.5)))
     ]
     shape = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [512, 256]) for n in ("x", "y")]
     graph = helper.make_graph(nodes, "g", shape[:1], shape[1:], weights)
@@ -160,6 +166,8 @@ def test_the_command_tells_which_opset_would_help(tmp_path: Path, capsys: pytest
 
 
 def test_a_run_that_was_not_asked_says_nothing_of_misses(tmp_path: Path) -> None:
-    result = xrlflow.optimize(tanh_gelu(tmp_path / "g.onnx"), target="roofline:epyc-1t", max_steps=50, method="saturation")
+    result = xrlflow.optimize(
+        tanh_gelu(tmp_path / "g.onnx"), target="roofline:epyc-1t", max_steps=50, method="saturation"
+    )
     assert "misses" not in result.report
     assert not result.misses

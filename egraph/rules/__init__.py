@@ -15,7 +15,7 @@ from .language import Guard, Rule
 __all__ = ["FAMILIES", "Guard", "Rule", "families", "rule_set"]
 
 FAMILIES = (
-    "elementwise", "distribution", "masks", "layout", "transpose", "reshape", "geometry", "activation", "matmul",
+    "elementwise", "distribution", "masks", "layout", "transpose", "reshape", "geometry", "slices", "activation", "matmul",
     "gemm", "batches", "merging", "heads", "convolution", "kernels", "siblings", "patches", "pooling", "attention",
     "normalisation", "functions", "indexing", "rotary", "runtime",
 )  # fmt: skip

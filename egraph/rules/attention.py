@@ -27,7 +27,13 @@ def _composed(name: str, scores: str, *, scaled: bool, masked: bool) -> Rule:
         Guard("i == 3", _AXIS, counter={**_QKV, **more, "i": 2}),
     ]
     if scaled:
-        guards.append(Guard("s.uniform is not None and s.elements == 1 and s.rank <= 4", _NUMBER, counter={**_QKV, **more, "s": W(4)}))
+        guards.append(
+            Guard(
+                "s.uniform is not None and s.elements == 1 and s.rank <= 4",
+                _NUMBER,
+                counter={**_QKV, **more, "s": W(4)},
+            )
+        )
     if masked:
         guards.append(
             Guard(
@@ -87,8 +93,18 @@ p = MatMul(q if f == 1.0 else Mul(q, constant(np.array(f), q.dtype)), Transpose(
 root = MatMul(Softmax({scores}, axis=3), v)
 """,
         where=[
-            Guard("c == 0", "what is causal needs a mask, which knows how many queries there are", counter={**example, "c": 1})
+            Guard(
+                "c == 0",
+                "what is causal needs a mask, which knows how many queries there are",
+                counter={**example, "c": 1},
+            ),
+            Guard(
+                "f == 1 or (q.dtype in ('float64', 'float32', 'float16') and float(np.array(f).astype(q.dtype)) == f)",
+                "the scale must be a number of the operands' type: as a constant it would be rounded",
+                counter={**example, "f": 1e39},
+            ),
         ],
+        tag="range",
         examples=[example, grouped],
     )
 
@@ -99,19 +115,27 @@ RULES = [
     _composed("scaled-attention", "Mul(MatMul(q, t), s)", scaled=True, masked=False),
     _composed("scaled-masked-attention", "Add(Mul(MatMul(q, t), s), m)", scaled=True, masked=True),
     _scaled(
-        "attention-of-scaled-queries", "Mul(q, s), k, v", "q, k, v",
+        "attention-of-scaled-queries",
+        "Mul(q, s), k, v",
+        "q, k, v",
         {"q": _Q, "k": _K, "v": _V, "s": C(0.5), "f": 0.5, "c": 0},
     ),
     _scaled(
-        "attention-of-scaled-keys", "q, Mul(k, s), v", "q, k, v",
+        "attention-of-scaled-keys",
+        "q, Mul(k, s), v",
+        "q, k, v",
         {"q": _Q, "k": _K, "v": _V, "s": C(0.5), "f": 0.5, "c": 1},
     ),
     _scaled(
-        "masked-attention-of-scaled-queries", "Mul(q, s), k, v, m", "q, k, v, m",
+        "masked-attention-of-scaled-queries",
+        "Mul(q, s), k, v, m",
+        "q, k, v, m",
         {"q": _Q, "k": _K, "v": _V, "m": T(5, 4), "s": C(0.5), "f": 0.5, "c": 0},
     ),
     _scaled(
-        "masked-attention-of-scaled-keys", "q, Mul(k, s), v, m", "q, k, v, m",
+        "masked-attention-of-scaled-keys",
+        "q, Mul(k, s), v, m",
+        "q, k, v, m",
         {"q": _Q, "k": _K, "v": _V, "m": T(5, 4), "s": C(0.5), "f": 0.5, "c": 0},
     ),
     *(
@@ -128,16 +152,28 @@ RULES = [
                     " and same(a[1], d[1])",
                     _REPEATED,
                     counter={
-                        "q": T(2, 4, 5, 7), "k": T(2, 1, 2, 3, 7), "a": (2, 2, 2, 3, 7), "b": (2, 4, 3, 7),
-                        "v": T(2, 1, 2, 3, 6), "d": (2, 2, 2, 3, 6), "e": (2, 4, 3, 6), "z": {"scale": 1.0, "causal": 0},
+                        "q": T(2, 4, 5, 7),
+                        "k": T(2, 1, 2, 3, 7),
+                        "a": (2, 2, 2, 3, 7),
+                        "b": (2, 4, 3, 7),
+                        "v": T(2, 1, 2, 3, 6),
+                        "d": (2, 2, 2, 3, 6),
+                        "e": (2, 4, 3, 6),
+                        "z": {"scale": 1.0, "causal": 0},
                         **({"m": T(5, 3)} if mask else {}),
                     },
                 )
             ],
             examples=[
                 {
-                    "q": T(2, 6, 5, 7), "k": T(2, 3, 1, 4, 7), "a": (2, 3, 2, 4, 7), "b": (2, 6, 4, 7),
-                    "v": T(2, 3, 1, 4, 6), "d": (2, 3, 2, 4, 6), "e": (2, 6, 4, 6), "z": {"scale": 0.5, "causal": 0},
+                    "q": T(2, 6, 5, 7),
+                    "k": T(2, 3, 1, 4, 7),
+                    "a": (2, 3, 2, 4, 7),
+                    "b": (2, 6, 4, 7),
+                    "v": T(2, 3, 1, 4, 6),
+                    "d": (2, 3, 2, 4, 6),
+                    "e": (2, 6, 4, 6),
+                    "z": {"scale": 0.5, "causal": 0},
                     **({"m": T(5, 4)} if mask else {}),
                 }
             ],

@@ -132,12 +132,8 @@ def parted(shape: Sequence[Any], axis: int, sizes: Sequence[int], index: int, ta
     Returns (s, k, n), or None. The parts' axis must be the outermost of the run of axes that the reshape regroups.
     """
     part = [*shape[:axis], sizes[index], *shape[axis + 1 :]]
-    for xs, ys in blocks(part, target):
-        if axis in xs:
-            break
-    else:
-        return None
-    if xs[0] != axis or not ys or any(not isinstance(n, int) for n in sizes):
+    xs, ys = next((b for b in blocks(part, target) if axis in b[0]), ((), ()))
+    if not xs or xs[0] != axis or not ys or any(not isinstance(n, int) for n in sizes):
         return None
     rest, inner = product([part[i] for i in xs[1:]]), product([target[j] for j in ys[1:]])
     if not isinstance(rest, int) or not isinstance(inner, int) or any(n * rest % inner for n in sizes):

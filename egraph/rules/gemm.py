@@ -58,7 +58,11 @@ root = Add(Mul(MatMul(x, y), left), Mul(Reshape(c, shape=stripped(c.shape)), rig
                 "Gemm is of matrices",
                 counter={"x": T(2, 3, 5), "w": W(5, 2), "c": W(2)},
             ),
-            Guard("alike(root.shape, (x.shape[0], w.shape[1]))", "Gemm does not broadcast the product", counter={"x": T(1, 5), "w": W(5, 2), "c": T(3, 2)}),
+            Guard(
+                "alike(root.shape, (x.shape[0], w.shape[1]))",
+                "Gemm does not broadcast the product",
+                counter={"x": T(1, 5), "w": W(5, 2), "c": T(3, 2)},
+            ),
         ],
         examples=[{"x": T(3, 5), "w": W(5, 2), "c": W(2)}, {"x": T(3, 5), "w": T(5, 2), "c": T(3, 2)}],
     ),
@@ -72,7 +76,11 @@ y = Gemm(Reshape(x, shape=(n[0], w.shape[0])), w, Reshape(c, shape=spread(c.shap
 root = Reshape(y, shape=root.shape)
 """,
         where=[
-            Guard("x.rank > 2 and w.rank == 2", "w must be one matrix for all rows", counter={"x": T(2, 3, 5), "w": W(2, 5, 7), "c": W(7)}),
+            Guard(
+                "x.rank > 2 and w.rank == 2",
+                "w must be one matrix for all rows",
+                counter={"x": T(2, 3, 5), "w": W(2, 5, 7), "c": W(7)},
+            ),
             Guard(
                 "len(root.shape) == x.rank and alike(root.shape[:-1], x.shape[:-1])"
                 " and spread(c.shape, root.shape, (product(x.shape[:-1]), w.shape[1])) is not None",
@@ -80,7 +88,10 @@ root = Reshape(y, shape=root.shape)
                 counter={"x": T(2, 3, 5), "w": W(5, 7), "c": T(3, 1)},
             ),
         ],
-        examples=[{"x": T(2, 3, 5), "w": W(5, 7), "c": W(7)}, {"x": T(2, 3, 5), "w": W(5, 7), "c": T(2, 3, 7)},
-                  {"x": T(2, 3, 5), "w": W(5, 7), "c": C(0.5)}],
+        examples=[
+            {"x": T(2, 3, 5), "w": W(5, 7), "c": W(7)},
+            {"x": T(2, 3, 5), "w": W(5, 7), "c": T(2, 3, 7)},
+            {"x": T(2, 3, 5), "w": W(5, 7), "c": C(0.5)},
+        ],
     ),
 ]

@@ -89,8 +89,12 @@ y1 = u[i]; y2 = v[i]
 """,
         "p = Split(Split(t, axis=j, sizes=m)[i], axis=k, sizes=n); y1 = p[0]; y2 = p[1]",
         where=[
-            Guard("len(n) == 2", _BOTH, kind="growth",
-                  counter={"t": T(7, 5), "k": 0, "n": (3, 4, 0), "j": 1, "m": (2, 3), "i": 1}),
+            Guard(
+                "len(n) == 2",
+                _BOTH,
+                kind="growth",
+                counter={"t": T(7, 5), "k": 0, "n": (3, 4, 0), "j": 1, "m": (2, 3), "i": 1},
+            ),
             Guard(
                 "j != k",
                 "parts of parts along one axis are parts of the whole",

@@ -10,9 +10,10 @@
 
 Both sides are Python expressions over the core operators (table in `egraph.operators`). On the left, a name stands
 for any term, `*xs` for any number of them, `axis=k` binds an attribute, `**a` binds all of them; the same name twice
-must mean the same thing. The operands of sums and products match in either order (`egraph.orders`). Several roots are written as assignments, `y1 = …; y2 = …`; a name assigned on the left and
-not on the right is a shared part of the pattern. The right side is executed with the bound names, so attributes may
-be computed with plain Python; `s[0]` is the first part of a tuple. Guards are expressions over the same names.
+must mean the same thing. The operands of sums and products match in either order (`egraph.orders`). Several roots are
+written as assignments, `y1 = …; y2 = …`; a name assigned on the left and not on the right is a shared part of the
+pattern. The right side is executed with the bound names, so attributes may be computed with plain Python; `s[0]` is the
+first part of a tuple. Guards are expressions over the same names.
 
 The left side also *builds* the examples, so that a rule carries its own tests: each example gives a type to every
 free term (`T` an input, `W` a weight, `C` a small constant) and a value to every bound attribute.
@@ -31,10 +32,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..graph import TensorType
-from ..guards import earlier_first, later_first, next_user
+from ..guards import earlier_first, later_first, next_user, share
 from ..operators import IllTyped, core
 from .axes import alike, blocks, inverse, kept, moved, one, padded, parted, product, same, spread, stripped
-from .parts import consecutive, cut, nested, offsets, seams
+from .parts import consecutive, cut, nested, offsets, piece, seams, without
 
 Tag = Literal["exact", "range", "approx"]
 Example: TypeAlias = Mapping[str, Any]
@@ -145,6 +146,16 @@ class Rule:
         return compile(text, f"<right side of {self.name}>", "exec")
 
     @cached_property
+    def used(self) -> frozenset[str]:
+        """All names that the right side reads."""
+        return frozenset(_read(self.rhs))
+
+    @cached_property
+    def asked(self) -> frozenset[str]:
+        """All names that guards read."""
+        return frozenset(n for guard in self.where for n in _read(guard.test))
+
+    @cached_property
     def introduces(self) -> tuple[str, ...]:
         """Operators that the right side makes and the left side has not, in alphabetical order."""
         there = {q.op for p in self.patterns for q in p.walk()}
@@ -183,6 +194,13 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.name}: {' '.join(self.lhs.split())}  →  {' '.join(self.rhs.split())}"
+
+
+def _read(text: str) -> Iterator[str]:
+    """The names that a text reads."""
+    for node in ast.walk(ast.parse(text.strip())):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
 
 
 def _names(statement: ast.Assign) -> Iterator[ast.Name]:
@@ -276,8 +294,8 @@ def holds(wide: str, narrow: str) -> bool:
 
 HELPERS: dict[str, Any] = {
     "prod": prod, "np": np, "swapped": swapped, "composed": composed, "one": one, "holds": holds,
-    **{f.__name__: f for f in (consecutive, cut, nested, offsets, seams)},
-    **{f.__name__: f for f in (earlier_first, later_first, next_user)},
+    **{f.__name__: f for f in (consecutive, cut, nested, offsets, piece, seams, without)},
+    **{f.__name__: f for f in (earlier_first, later_first, next_user, share)},
     **{f.__name__: f for f in (alike, blocks, inverse, kept, moved, padded, parted, product, same, spread, stripped)},
     "__builtins__": {
         f.__name__: f

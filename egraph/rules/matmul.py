@@ -73,6 +73,7 @@ RULES = [
                 counter={"x": T(3, 3), "w": W(3), "v": W(3, 3)},
             ),
         ],
+        tag="range",
         examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(2, 7)}, {"x": T(2, 3, 5), "w": W(5, 2), "v": W(2, 7)}],
     ),
     Rule(
@@ -248,6 +249,7 @@ RULES = [
                 counter={"x": T(3, 3), "w": W(3), "v": W(3, 3)},
             ),
         ],
+        tag="range",
         examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(5, 2)}, {"x": T(3, 5), "w": T(5, 2), "v": T(5, 2)}],
         source="TASO 31",
     ),
@@ -278,9 +280,9 @@ RULES = [
                 },
             ),
             Guard(
-                "w.const and v.const"
+                "w.const and v.const and w.lowest == w.highest and v.lowest == v.highest"
                 " or 2 * (w.elements + v.elements + x.elements + y.elements) < 3 * w.shape[1] * (x.elements // w.shape[0])",
-                "the weights must fold, or copying the operands must take less than the addition",
+                "two weights (not siblings merged before) must fold, or copying the operands must take less than the addition",
                 kind="growth",
                 counter={"x": T(3, 2), "y": T(3, 5), "w": T(2, 4), "v": T(5, 4)},
             ),
@@ -303,6 +305,7 @@ RULES = [
                 counter={"x": T(5), "y": T(3, 3, 5), "w": W(3, 5, 2)},
             ),
         ],
+        tag="range",
         examples=[{"x": T(3, 5), "y": T(3, 5), "w": W(5, 2)}, {"x": T(2, 3, 5), "y": T(2, 3, 5), "w": T(2, 5, 4)}],
     ),
     Rule(
@@ -322,6 +325,7 @@ RULES = [
                 counter={"x": T(3, 5), "y": T(3, 5), "w": W(5, 2)},
             ),
         ],
+        tag="range",
         examples=[{"x": T(7, 13), "y": T(7, 13), "w": W(13, 1)}],
         source="TASO 22, in the other direction",
     ),

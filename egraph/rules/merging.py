@@ -7,7 +7,6 @@ from .language import C, Guard, Rule, T, W
 _ORDER = "siblings merge in the order of their weights, one after the other, else every subset of a group is made"
 
 
-
 def _bias_of_one(name: str, part: int, both: str) -> Rule:
     """A bias of one part only: the other part's is zero, so that further merges see one operator."""
     other = 1 - part
@@ -33,7 +32,11 @@ y = p[{part}]; z = p[{other}]
                 kind="growth",
                 counter={**example, "b": C([0.0] * (3 + part))},
             ),
-            Guard("len(n) == 2", "a third part needs an addend as well", counter={**example, "n": (3, 3, 1), "b": W(3), "m": (12,)}),
+            Guard(
+                "len(n) == 2",
+                "a third part needs an addend as well",
+                counter={**example, "n": (3, 3, 1), "b": W(3), "m": (12,)},
+            ),
             Guard(
                 f"k == t.last and t.rank > 1 and b.rank == 1 and same(b.shape[0], n[{part}])",
                 "the addend must be a vector with one value for each column of its part",
@@ -74,35 +77,6 @@ y1 = m[0]; y2 = m[1]
         ],
         examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(5, 7)}, {"x": T(2, 3, 5), "w": W(5, 4), "v": W(5, 1)}],
         source="TASO's matmul merge; QKV and gate/up projections",
-    ),
-    Rule(
-        "merge-left-sibling-matmuls",
-        "y1 = MatMul(w, x); y2 = MatMul(v, x)",
-        """
-m = Split(MatMul(Concat(w, v, axis=0), x), axis=y1.rank - 2, sizes=[w.shape[0], v.shape[0]])
-y1 = m[0]; y2 = m[1]
-""",
-        where=[
-            Guard(
-                "w.const and v.const and w.original and v.original",
-                "both left operands must be the model's weights: those that rules made by transposing a product merge there",
-                kind="growth",
-                counter={"x": T(5, 3), "w": T(2, 5), "v": T(7, 5)},
-            ),
-            Guard(
-                "w.rank == 2 and v.rank == 2 and x.rank >= 2",
-                "the left operands must be matrices: of higher ranks axis 0 is not the row axis",
-                counter={"x": T(5, 3), "w": W(3, 2, 5), "v": W(3, 2, 5)},
-            ),
-            Guard(
-                "x.next_sibling(w, v, left=True)",
-                _ORDER,
-                kind="growth",
-                counter={"v": W(2, 5), "w": W(7, 5), "x": T(5, 3)},
-            ),
-        ],
-        examples=[{"x": T(5, 3), "w": W(2, 5), "v": W(7, 5)}, {"x": T(2, 5, 3), "w": W(4, 5), "v": W(1, 5)}],
-        source="TASO's matmul merge, weights on the left",
     ),
     *(_bias_of_one(*case) for case in (("first", 0, "b, zero"), ("second", 1, "zero, b"))),
     Rule(

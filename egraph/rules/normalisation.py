@@ -253,6 +253,27 @@ y1 = Mul(n, g); y2 = Mul(n, h)
         source="a norm's scale folds into all products that read it",
     ),
     Rule(
+        "concat-of-scaled-rows",
+        "Concat(Mul(w, g), Mul(v, g), axis=k)",
+        "Mul(Concat(w, v, axis=k), g)",
+        where=[
+            Guard(
+                "g.const",
+                "only a constant scale folds further",
+                kind="growth",
+                counter={"w": T(5, 2), "v": T(5, 3), "g": T(5, 1), "k": 1},
+            ),
+            Guard(
+                "w.rank == v.rank and g.fits(w) and g.fits(v) and g.broadcasts_along(k, w.rank)",
+                "the scale must be the same along the axis of the concatenation",
+                counter={"w": T(5, 3), "v": T(5, 3), "g": W(5, 3), "k": 1},
+            ),
+        ],
+        examples=[{"w": T(5, 2), "v": T(5, 3), "g": W(5, 1), "k": 1}, {"w": T(2, 7), "v": T(3, 7), "g": W(7), "k": 0}],
+        folds=True,
+        source="siblings that are merged before and after their operand's scale is folded are the same product",
+    ),
+    Rule(
         "shifted-matmul-operand",
         "MatMul(Add(x, b), w)",
         "Add(MatMul(x, w), MatMul(b, w))",

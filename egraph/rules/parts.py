@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .axes import one
+
 
 def offsets(extents: Sequence[int]) -> list[int]:
     """Where parts of these extents begin, and where the last one ends."""
@@ -58,3 +60,21 @@ def consecutive(values: Any, extent: Any) -> int | None:
     if found[0] < 0:
         found = [v + extent for v in found]
     return found[0] if found == list(range(found[0], found[0] + len(found))) else None
+
+
+def piece(
+    shape: Sequence[Any], rank: int, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """What a slice of a result of this rank needs of an operand that is broadcast to it: attributes of a slice."""
+    own = [j for j, axis in enumerate(axes) if axis >= rank - len(shape) and not one(shape[axis - rank + len(shape)])]
+    return {
+        "axes": tuple(axes[j] - rank + len(shape) for j in own),
+        "starts": tuple(starts[j] for j in own),
+        "ends": tuple(ends[j] for j in own),
+    }
+
+
+def without(axis: int, cut: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The slice `cut`, but for one axis that it leaves whole."""
+    own = [j for j, a in enumerate(cut["axes"]) if a != axis]
+    return {name: tuple(values[j] for j in own) for name, values in cut.items()}

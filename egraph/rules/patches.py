@@ -30,7 +30,6 @@ def _products(biased: bool) -> list[Rule]:
         "a": attributes(strides=(2, 2)),
         "n": (1, 5, 6),
     }
-    sequence: dict[str, Any] = {"x": T(2, 6, 3), "w": W(5, 3, 1, 1), **own, "a": PLAIN, "n": (2, 3, 2, 3)}
     image: dict[str, Any] = {"x": T(2, 4, 6, 3), "w": W(5, 3, 1, 1), **own, "a": PLAIN, "p": (0, 3, 1, 2)}
     return [
         Rule(
@@ -54,18 +53,6 @@ root = {product("whole", "Transpose(Reshape(w, shape=[w.shape[0], c]), perm=(1, 
             source="patch embeddings (Dosovitskiy et al., 2021); SegFormer's reduced keys and values",
         ),
         Rule(
-            f"{kind}pointwise-conv-of-sequence",
-            f"Conv(Reshape(Transpose(x, perm=(0, 2, 1)), shape=n), w{b}, **a)",
-            f"root = Reshape(Transpose({product('x', _MATRIX)}, perm=(0, 2, 1)), shape=[n[0], w.shape[0], *n[2:]])",
-            where=[
-                Guard(f"w.const{constants} and not x.const", FOLDS, "growth", {**sequence, "w": T(5, 3, 1, 1)}),
-                Guard("n[0] == x.shape[0] and n[1] == x.shape[2]", "the channels must stay whole", counter={**sequence, "x": T(2, 3, 6)}),
-                Guard(POINTWISE.format("w", "a"), _POINTWISE, counter={**sequence, "w": W(5, 3, 2, 1)}),
-                Guard("a['group'] == 1", _GROUPS, counter={**sequence, "x": T(2, 6, 4), "w": W(4, 2, 1, 1), **four, "a": GROUPED, "n": (2, 4, 2, 3)}),
-            ],
-            examples=[sequence],
-        ),
-        Rule(
             f"{kind}pointwise-conv-of-channels-last",
             f"Conv(Transpose(x, perm=p), w{b}, **a)",
             f"root = Transpose({product('x', _MATRIX)}, perm=p)",
@@ -76,7 +63,7 @@ root = {product("whole", "Transpose(Reshape(w, shape=[w.shape[0], c]), perm=(1, 
                 Guard("a['group'] == 1", _GROUPS, counter={**image, "x": T(2, 4, 6, 4), "w": W(4, 2, 1, 1), **four, "a": GROUPED}),
             ],
             examples=[image, {**image, "x": T(2, 7, 3), "w": W(5, 3, 1), "a": {"strides": (1,), "dilations": (1,), "pads": (0, 0), "group": 1}, "p": (0, 2, 1)}],
-            source="models that were written with channels last",
+            source="models that were written with channels last; the sequences of Conformer (Gulati et al., 2020)",
         ),
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from .kernels import POINTWISE
 from .language import Example, Guard, Rule, T, W
 
 _MONOTONE: dict[str, dict[str, float]] = {
-    "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Clip": {"min": -0.25, "max": 0.5}, "LeakyRelu": {"alpha": 0.125},
+    "Relu": {}, "Tanh": {}, "Clip": {"min": -0.25, "max": 0.5}, "LeakyRelu": {"alpha": 0.125},
 }  # fmt: skip
 """Functions that keep the order of numbers, so the largest one stays the largest; with attributes for the examples."""
 _INSIDE = (
@@ -29,7 +29,7 @@ def _mean(**changes: Any) -> dict[str, Any]:
     return {**_max(), "include_pad": 1, **changes}
 
 
-def _monotone(op: str) -> list[Rule]:
+def _monotone(op: str) -> Rule:
     """The largest of the values of a monotone function is its value at the largest."""
     name, more = op.lower(), ", **f" if _MONOTONE[op] else ""
     values: dict[str, Any] = {"f": _MONOTONE[op]} if _MONOTONE[op] else {}
@@ -39,10 +39,9 @@ def _monotone(op: str) -> list[Rule]:
         falling = {"x": T(1, 2, 5, 5), "a": _max(), "f": {"alpha": -0.5}}
         where = [Guard("f['alpha'] > 0", "a falling function turns the order round", counter=falling)]
     examples: list[Example] = [{"x": T(2, 3, 7, 5), "a": _max(ceil=1), **values}]
-    return [
-        Rule(f"max-pool-of-{name}", f"MaxPool({op}(x{more}), **a)", f"{op}(MaxPool(x, **a){more})", where, examples=examples),
-        Rule(f"{name}-of-max-pool", f"{op}(MaxPool(x, **a){more})", f"MaxPool({op}(x{more}), **a)", where, examples=examples),
-    ]  # fmt: skip
+    return Rule(
+        f"max-pool-of-{name}", f"MaxPool({op}(x{more}), **a)", f"{op}(MaxPool(x, **a){more})", where, examples=examples
+    )
 
 
 def _concatenations(op: str, a: dict[str, Any]) -> list[Rule]:
@@ -59,7 +58,7 @@ def _concatenations(op: str, a: dict[str, Any]) -> list[Rule]:
         "the images must have one size",
         counter={"x": T(1, 2, 8, 5), "y": T(1, 3, 9, 5), **values},
     )
-    return [
+    rules = [
         Rule(
             f"{name}-of-concat", f"{op}(Concat(*xs, axis=k){more})", f"Concat(*[{op}(x{more}) for x in xs], axis=k)", [spatial],
             examples=[{"xs": [T(1, 2, 5, 7), T(1, 3, 5, 7), T(1, 1, 5, 7)], "k": 1, **values}],
@@ -69,6 +68,7 @@ def _concatenations(op: str, a: dict[str, Any]) -> list[Rule]:
             examples=[{"x": T(1, 2, 5, 7), "y": T(1, 3, 5, 7), **values}],
         ),
     ]  # fmt: skip
+    return rules if a else rules[:1]  # a single element of each channel is concatenated for next to nothing
 
 
 def _past_convolutions(biased: bool) -> list[Rule]:
@@ -90,7 +90,10 @@ def _past_convolutions(biased: bool) -> list[Rule]:
         counter={**wide, "a": _mean(include_pad=0), "d": attributes(pads=(1, 1, 1, 1))},
     )
     shifted = [Guard(_BIASED_MEAN, _SHIFTED, counter={**seen, "a": _mean(), "d": plain})] if biased else []
-    examples: list[Example] = [{**seen, "a": _mean(include_pad=0, ceil=1), "d": plain}, {**grouped, "a": _mean(pads=(0, 0, 0, 0))}]
+    examples: list[Example] = [
+        {**seen, "a": _mean(include_pad=0, ceil=1), "d": plain},
+        {**grouped, "a": _mean(pads=(0, 0, 0, 0))},
+    ]
     return [
         Rule(
             f"average-pool-of-{kind}", f"AveragePool(Conv(x, w{b}, **d), **a)", f"Conv(AveragePool(x, **a), w{b}, **d)",
@@ -116,7 +119,7 @@ def _past_convolutions(biased: bool) -> list[Rule]:
 
 
 RULES = [
-    *(rule for op in _MONOTONE for rule in _monotone(op)),
+    *(_monotone(op) for op in _MONOTONE),
     *(rule for op, a in (("MaxPool", _max()), ("AveragePool", _mean()), ("GlobalAveragePool", {})) for rule in _concatenations(op, a)),
     *(rule for biased in (False, True) for rule in _past_convolutions(biased)),
     Rule(

@@ -378,7 +378,19 @@ def _biased(fused: str, approximate: str, label: str) -> list[Rule]:
 
 _HEADS: Example = {"q": T(2, 3, 5, 4), "k": T(2, 3, 7, 4), "v": T(2, 3, 7, 2), "c": 0.5, "u": 0}
 _FLAT: Example = {"q": T(2, 5, 12), "k": T(2, 7, 12), "v": T(2, 7, 6), "h": 3, "c": 0.5, "u": 0}
-_MASK = "m if m.rank == 4 and tuple(m.shape[2:]) == (q.shape[2], k.shape[2]) else Expand(Reshape(m, shape=(1,) * (4 - m.rank) + tuple(m.shape)), shape=((1,) * (4 - m.rank) + tuple(m.shape))[:2] + (q.shape[2], k.shape[2]))"
+
+
+def _mask(queries: str, keys: str) -> str:
+    """The mask m with an axis for batches, heads, queries and keys each, the last two of them whole."""
+    whole = f"({queries}, {keys})"
+    shape = "((1,) * (4 - m.rank) + tuple(m.shape))"
+    return f"m if m.rank == 4 and tuple(m.shape[2:]) == {whole} else Expand(Reshape(m, shape={shape}), shape={shape}[:2] + {whole})"
+
+
+_REPEATED: Example = {
+    "y": T(2, 1, 1, 7, 4), "a": (2, 1, 3, 7, 4), "n": (2, 3, 7, 4),
+    "z": T(2, 1, 1, 7, 2), "b": (2, 1, 3, 7, 2), "o": (2, 3, 7, 2),
+}  # fmt: skip
 
 
 def _attention(mask: bool) -> list[Rule]:
@@ -392,23 +404,47 @@ def _attention(mask: bool) -> list[Rule]:
         for t in "qkv"
     )
     examples = [{**_HEADS, "m": m} for m in (T(2, 1, 5, 7), T(5, 7), T(1, 1, 1, 7))] if mask else [_HEADS]
+    turned: list[Example] = [{**e, **{n: _turned(e[n]) for n in "qkv"}, "p": (0, 2, 1, 3)} for e in examples]
+    known = [{k: e for k, e in example.items() if k not in "kv"} for example in examples]
+    repeated: list[Example] = [{**e, **_REPEATED} for e in known]
+    columns = ", ".join(f"Reshape({t}, shape=({t}.shape[0], {t}.shape[1], {t}.shape[2] * {t}.shape[3]))" for t in "qkv")
+    own_heads = "each head must have its own keys and values"
     return [
         Rule(
-            f"{name}attention-of-heads-as-columns",
-            f"Attention(q, k, v{more}, scale=c, causal=u)",
+            f"{name}attention-as-columns",
+            f"Transpose(Attention(Transpose(q, perm=p), Transpose(k, perm=p), Transpose(v, perm=p){more}, scale=c, causal=u), perm=p)",
             f"""
-r = MultiHeadAttention({flat}{f", {_MASK}" if mask else ""}, heads=q.shape[1], scale=c, causal=u)
-root = Transpose(Reshape(r, shape=(q.shape[0], q.shape[2], q.shape[1], v.shape[3])), perm=(0, 2, 1, 3))
+r = MultiHeadAttention({columns}{f", {_mask('q.shape[1]', 'k.shape[1]')}" if mask else ""}, heads=q.shape[2], scale=c, causal=u)
+root = Reshape(r, shape=(q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
 """,
             where=[
                 Guard(
-                    "q.shape[1] == k.shape[1]",
-                    "each head must have its own keys and values",
-                    counter={**examples[0], "q": T(2, 6, 5, 4)},
+                    "tuple(p) == (0, 2, 1, 3)",
+                    "the permutation must exchange heads and positions",
+                    counter={
+                        **turned[0],
+                        **{n: T(*(_turned(turned[0][n]).type.shape)) for n in "qkv"},
+                        "p": (0, 1, 2, 3),
+                    },
                 ),
-                _runs("q", _wide(examples[0])),
+                Guard("q.shape[2] == k.shape[2]", own_heads, counter={**turned[0], "q": T(2, 5, 6, 4)}),
+                _runs("q", _wide(turned[0])),
             ],
-            examples=examples,
+            examples=turned,
+            source=_SOURCE,
+        ),
+        Rule(
+            f"{name}attention-of-repeated-heads-as-columns",
+            f"k = Reshape(Expand(y, shape=a), shape=n); v = Reshape(Expand(z, shape=b), shape=o); root = Attention(q, k, v{more}, scale=c, causal=u)",
+            f"""
+r = MultiHeadAttention({flat}{f", {_mask('q.shape[2]', 'k.shape[2]')}" if mask else ""}, heads=q.shape[1], scale=c, causal=u)
+root = Transpose(Reshape(r, shape=(q.shape[0], q.shape[2], q.shape[1], v.shape[3])), perm=(0, 2, 1, 3))
+""",
+            where=[
+                Guard("q.shape[1] == k.shape[1]", own_heads, counter={**repeated[0], "q": T(2, 6, 5, 4)}),
+                _runs("q", _wide(repeated[0])),
+            ],
+            examples=repeated,
             source=_SOURCE,
         ),
         Rule(
@@ -418,8 +454,15 @@ root = Transpose(Reshape(r, shape=(q.shape[0], q.shape[2], q.shape[1], v.shape[3
             "root = Reshape(Transpose(r, perm=(0, 2, 1, 3)), shape=(q.shape[0], q.shape[1], v.shape[2]))",
             examples=[{**_FLAT, "m": T(2, 1, 5, 7)} if mask else _FLAT],
             source=_SOURCE,
+            undoes=(f"{name}attention-of-repeated-heads-as-columns", f"{name}attention-as-columns"),
         ),
     ]
+
+
+def _turned(free: Any) -> Any:
+    """The example's tensor with its second and third axes exchanged."""
+    b, h, n, d = free.type.shape
+    return T(b, n, h, d)
 
 
 RULES = [

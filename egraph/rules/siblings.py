@@ -42,9 +42,9 @@ m = Split(Conv(x, Concat(w, v, axis=0){both}, **a), axis=1, sizes=[w.shape[0], v
 y1 = m[0]; y2 = m[1]
 """,
             where=[
-                folds,
                 size,
                 Guard("a['group'] == 1", "outputs of grouped convolutions do not stay with their group", counter={**grouped, "a": GROUPED}),
+                folds,
                 Guard("x.next_sibling(w, v) and x.latest(y1, w) and x.latest(y2, v)", _ORDER, "growth", reordered),
             ],
             examples=[{**seen, "a": STRIDED}, {**seen, "a": SAME}],
@@ -60,9 +60,9 @@ m = Split(Reshape(y, shape=[y.shape[0], g, p + q, *y.shape[2:]]), axis=2, sizes=
 y1 = Reshape(m[0], shape=y1.shape); y2 = Reshape(m[1], shape=y2.shape)
 """,
             where=[
+                Guard("a['group'] > 1", "without groups the kernels need no interleaving", "growth", {**seen, "a": PLAIN}),
                 Guard(f"w.const and v.const{constants}", FOLDS, "growth", {**grouped, "v": T(4, 2, 3, 3), "a": GROUPED}),
                 Guard("w.shape[2:] == v.shape[2:]", _SIZE, counter={**grouped, "w": W(2, 2, 3, 1), "a": GROUPED}),
-                Guard("a['group'] > 1", "without groups the kernels need no interleaving", "growth", {**seen, "a": PLAIN}),
                 Guard("x.next_sibling(w, v) and x.latest(y1, w) and x.latest(y2, v)", _ORDER, "growth", {"v": W(2, 2, 3, 3), "w": W(4, 2, 3, 3), "x": T(1, 4, 5, 5), **({"b": W(4), "c": W(2)} if biased else {}), "a": GROUPED}),
             ],
             examples=[
@@ -80,13 +80,13 @@ t = [(q - p) // e for p, q, e in zip(a['pads'], d['pads'], [*d['dilations']] * 2
 y1 = Conv(x, Pad(w, pads=[0, 0, *t[:n], 0, 0, *t[n:]], value=0.0){b}, **d)
 """,
             where=[
-                Guard("w.const and v.const and w.lowest >= 0 and x.latest(y1, w) and x.latest(y2, v)", FOLDS, "growth", {**small, "w": T(3, 2, 1, 1), "a": PLAIN, "d": SAME}),
                 Guard("w.shape[2:] != v.shape[2:]", "the kernel must be smaller than its sibling's", "growth", {**seen, "a": PLAIN, "d": PLAIN}),
                 Guard("all(p <= q and (q - p) % e == 0 for p, q, e in zip(a['pads'], d['pads'], [*d['dilations']] * 2))", "the kernel grows by what the padding grows, a dilation at a time", counter={**small, "x": T(1, 2, 9, 9), "a": attributes(pads=(1, 0, 1, 0)), "d": attributes(dilations=(1, 2), pads=(1, 1, 1, 1))}),
                 Guard(_GROWS, "the kernel must grow to just its sibling's size, which it merges with then", "growth", {**small, "a": attributes(pads=(1, 1, 0, 0)), "d": SAME}),
                 Guard("a['strides'] == d['strides']", "the strides must agree", counter={**small, "a": attributes(strides=(2, 1)), "d": {**SAME, "strides": (1, 2)}}),
                 Guard("all(i == j or n == 1 for i, j, n in zip(a['dilations'], d['dilations'], w.shape[2:]))", "the dilations must agree", counter={**small, "w": W(3, 2, 3, 2), "x": T(1, 2, 9, 9), "a": attributes(dilations=(2, 2)), "d": attributes(pads=(0, 0, 0, 1))}),
                 Guard("a['group'] == d['group']", "the groups must agree", counter={**small, "x": T(1, 4, 5, 5), "w": W(4, 4, 1, 1), "a": PLAIN, "d": {**SAME, "group": 2}, **({"b": W(4)} if biased else {})}),
+                Guard("w.const and v.const and w.lowest >= 0 and not (w.joined or v.joined) and x.latest(y1, w) and x.latest(y2, v)", FOLDS + ", and each kernel grows by itself, in its latest form", "growth", {**small, "w": T(3, 2, 1, 1), "a": PLAIN, "d": SAME}),
             ],
             examples=[
                 {**small, "a": PLAIN, "d": SAME},
