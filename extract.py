@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
         help="cost evaluations an extractor may make; with a roofline target the result is then reproducible",
     )
     p.add_argument(
-        "--max-enodes", type=int, default=50_000, metavar="N", help="size limit of the e-graph (default: %(default)s)"
+        "--max-enodes",
+        type=int,
+        metavar="N",
+        help="size limit of the e-graph (default: 50000, or 20 for each operator of a large model)",
     )
     p.add_argument(
         "--max-weight-growth",

@@ -38,7 +38,7 @@ class Options:
     cost: str | None = None
     budget: float = 120.0
     max_steps: int | None = None
-    max_enodes: int = 50_000
+    max_enodes: int | None = None
     max_weight_growth: float = 1.05
     rules: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
@@ -67,8 +67,9 @@ class Options:
             ("threads", 1),
             ("trials", 0),
         ):
-            if not getattr(self, name) >= least:  # also refuses NaN
-                raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (value is None and name == "max_enodes") and not value >= least:  # also refuses NaN
+                raise UserError(f"{name.replace('_', '-')} must be at least {least:g}, not {value}")
         if isinstance(self.at, (str, Mapping)):  # one point
             self.at = (self.at,)
         if not isinstance(self.at, Sequence) or not all(isinstance(p, (str, Mapping)) for p in self.at):

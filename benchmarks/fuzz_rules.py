@@ -20,7 +20,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,9 @@ from xrlflow.egraph.space import SearchSpace
 from xrlflow.lowering.check import Mismatch, check_enodes
 from xrlflow.lowering.finite_field import PrimeField
 from xrlflow.lowering.instances import in_field, mask_safe
+
+Examination = Callable[[Graph], tuple[SearchSpace, list[Mismatch], int]]
+"""Saturates and checks: the space, the mismatches, the number of e-nodes compared."""
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 50
@@ -91,7 +94,7 @@ def tolerance_of(graph: Graph) -> float:
     return TOLERANCE["float16" if narrow else "float32"]
 
 
-def examinations(number: int, rules: Rules) -> dict[str, Callable[[Graph], tuple[SearchSpace, list[Mismatch], int]]]:
+def examinations(number: int, rules: Rules) -> Mapping[str, Examination]:
     """The checks of graph `number`: each gives the space, the mismatches and the number of e-nodes compared."""
 
     def reals(graph: Graph) -> tuple[SearchSpace, list[Mismatch], int]:
@@ -104,7 +107,10 @@ def examinations(number: int, rules: Rules) -> dict[str, Callable[[Graph], tuple
         report = check_enodes(space, number, arithmetic=PrimeField(number))
         return space, report.mismatches, report.checked
 
-    return {"float64": reals} | ({"prime field": exactly} if number % 5 == 2 else {})
+    checks = {"float64": reals}
+    if number % 5 == 2:
+        checks["prime field"] = exactly
+    return checks
 
 
 def examine(seed: int, number: int, rules: Rules) -> Outcome:

@@ -71,7 +71,12 @@ class Random:
         if self.chance(0.35):
             array = np.full(shape, float(self.pick((0, 0, 1, 1, -1, 2, 0.5, 3))))
         else:
-            array = self.rng.normal(size=shape) if "float" in dtype else self.rng.integers(-3, 4, shape)
+            # few bits, so that rules that multiply numbers into attributes do not round: the field would tell
+            array = (
+                np.round(self.rng.normal(size=shape) * 256) / 256
+                if "float" in dtype
+                else self.rng.integers(-3, 4, shape)
+            )
         return self.g.weight(array.astype(dtype))
 
     def add(self, op: str, *operands: int, **attrs: Any) -> int | None:

@@ -20,7 +20,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from taso import Sides, Substitution, sides_of, substitutions, void
 from xrlflow.cost.devices import DEVICES
 from xrlflow.cost.roofline import price as roofline_price
 from xrlflow.cost.target import cpu_model
-from xrlflow.egraph.graph import Graph
+from xrlflow.egraph.graph import Attributes, Graph
 from xrlflow.egraph.rules import Rule, rule_set
 from xrlflow.egraph.saturate import Limits, Saturation
 from xrlflow.egraph.terms import COMMUTATIVE, TermGraph
@@ -43,20 +43,19 @@ TOLERANCE = 1e-10
 # What an e-graph holds
 
 
-def lookup(terms: TermGraph, graph: Graph) -> list[int | None]:
-    """The class of each of `graph`'s outputs in an e-graph, None where it is not there."""
+def lookup(terms: TermGraph, graph: Graph) -> list[int]:
+    """The class of each of `graph`'s outputs in an e-graph, -1 where it is not there."""
+
+    def signature(op: str, attrs: Attributes, kids: Iterable[int]) -> tuple[str, Attributes, tuple[int, ...]]:
+        return op, attrs, tuple(sorted(kids)) if op in COMMUTATIVE else tuple(kids)
+
     index = {}
     for key in range(len(terms)):
-        kids = tuple(terms.find(k) for k in terms.operands[key])
-        if terms.ops[key] in COMMUTATIVE:
-            kids = tuple(sorted(kids))
-        index[terms.ops[key], terms.attribute_table[terms.attribute_ids[key]], kids] = terms.find(key)
-    found: list[int | None] = []
+        attrs = terms.attribute_table[terms.attribute_ids[key]]
+        index[signature(terms.ops[key], attrs, map(terms.find, terms.operands[key]))] = terms.find(key)
+    found: list[int] = []
     for node in graph.nodes:
-        kids = tuple(found[i] for i in node.inputs)
-        if node.op in COMMUTATIVE and None not in kids:
-            kids = tuple(sorted(kids))  # type: ignore[type-var]
-        found.append(None if None in kids else index.get((node.op, node.attributes, kids)))  # type: ignore[arg-type]
+        found.append(index.get(signature(node.op, node.attributes, (found[i] for i in node.inputs)), -1))
     return [found[o] for o in graph.outputs]
 
 

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xrlflow.egraph.fused import CONTRIB
 from xrlflow.egraph.operators import core_operators
 from xrlflow.egraph.rules import Rule, families
-from xrlflow.egraph.fused import CONTRIB
 from xrlflow.lowering.onnx_forms import SINCE
 
 PAGE = Path(__file__).with_name("rules.md")

@@ -140,13 +140,17 @@ class Engine:
         """Take over the classes that congruence merged."""
         merged = 0
         smallest: dict[Any, int] = {}
+        number, find, parent = self.graph.value_to_i64, self.terms.find, self.terms.parent
         for row in self.graph.freeze().functions["Ref"].rows:
-            key = self.graph.value_to_i64(row.inputs[0])
-            other = smallest.setdefault(row.output, key)
-            if self.terms.find(other) != self.terms.find(key):
+            key, value = number(row.inputs[0]), row.output
+            other = smallest.setdefault(value, key)
+            if other == key:
+                continue
+            if parent[key] != other and find(other) != find(key):
                 self.terms.merge(other, key)
                 merged += 1
-            smallest[row.output] = min(other, key)
+            if key < other:
+                smallest[value] = key
         self.values = smallest
         return merged
 

@@ -32,6 +32,8 @@ NARROW = ("float16", "bfloat16")
 CHAIN = "the links of a chain are brought together from the innermost on, one after the other"
 OVERFLOW = "may overflow in a narrow dtype"
 
+LEAST, ENODES = 50_000, 20
+"""Size limit of the e-graph: at least so many e-nodes, and so many for each node of the graph."""
 MATCHES = 10
 """Matches that are looked at, for each e-node of the limit: a rule that refuses all of a million must end as well."""
 
@@ -40,7 +42,7 @@ def saturate(
     graph: Graph,
     rules: Sequence[Rule] | None = None,
     *,
-    max_enodes: int = 50_000,
+    max_enodes: int | None = None,
     max_iterations: int = 30,
     seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -53,10 +55,13 @@ def saturate(
     "iteration limit", "time limit"); what was found by then is kept. `progress(iteration, terms)` is called once an
     iteration. Rules that make a class contradict itself are left out (`report.excluded`).
 
+    max_enodes: size limit; 50,000, or 20 for each node of a large graph, unless given.
     explain: note in `report.misses` where rules almost fired. off: rules that are not to fire, each with the reason;
     with `explain` the places where they would are noted as well.
     """
     chosen = tuple(rule_set(writable=graph.writes) if rules is None else rules)
+    if max_enodes is None:
+        max_enodes = max(LEAST, ENODES * len(graph.nodes))
     limits = Limits(max_enodes, max_iterations, None if seconds is None else time.monotonic() + seconds, progress)
     start, excluded = time.monotonic(), dict[str, str]()
     while True:

@@ -347,8 +347,9 @@ class Term:
     def next_sibling(self, w: Term, v: Term) -> bool:
         """Whether merging the weights w and v of two operators on this term extends a run of siblings by one.
 
-        Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. So n siblings
-        have n²/2 merged forms, each made in one way, and not 2ⁿ.
+        Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. A run of three or
+        more begins with the first sibling. So n siblings have fewer than 2n merged forms, each made in one way, and
+        not 2ⁿ.
         """
         terms = self.terms
         if not 0 <= w.highest < v.lowest or v.joined:
@@ -359,6 +360,8 @@ class Term:
             if other.shape[2:] != v.shape[2:]:  # of another kernel size, say: no sibling
                 continue
             if w.highest < other.lowest and other.highest < v.lowest:
+                return False
+            if w.joined and 0 <= other.highest < w.lowest:
                 return False
             for t in (w, v):  # the same product by another expression for its weight: the oldest one merges
                 if c in results[id(t)] and terms.find(other.key) < terms.find(t.key) and other.shape == t.shape:

@@ -163,7 +163,8 @@ class PrimeField:
             attrs = {**attrs, "value": _residue(attrs["value"])} if op == "Pad" else attrs
             return self._moved(op, attrs, xs)
         if op == "IsNaN":
-            return torch.zeros_like(xs[0].values, dtype=torch.bool)  # type: ignore[union-attr]
+            assert isinstance(xs[0], Residues)
+            return torch.zeros_like(xs[0].values, dtype=torch.bool)
         rule = _OPERATORS.get(op)
         if not all(isinstance(x, Residues) for x in xs) or rule is None:
             raise NotInField(f"{op} over the field")
@@ -288,7 +289,8 @@ def _conv(f: PrimeField, a: dict[str, Any], x: Residues, w: Residues, b: Residue
     outputs, inputs = w.values.shape[:2]
     out = torch.zeros((x.values.shape[0], outputs, *extents), dtype=torch.int64)
     for position, under in _windows(image, kernel, a["strides"], a["dilations"], extents):
-        factor = w.values[(slice(None), slice(None), *position)].reshape(1, outputs, inputs, *[1] * n)
+        at: tuple[Any, ...] = (slice(None), slice(None), *position)
+        factor = w.values[at].reshape(1, outputs, inputs, *[1] * n)
         grouped = under.reshape(under.shape[0], group, 1, inputs, *extents).expand(
             -1, -1, outputs // group, *[-1] * (n + 1)
         )
@@ -337,11 +339,13 @@ def _average_pool(f: PrimeField, a: dict[str, Any], x: Residues) -> Residues:
     else:
         ones = padded(ones, begins, ends, 0)
     image = padded(x.values, begins, ends, 0)
-    total, count = (sum(under for _, under in _windows(t, a["kernel"], a["strides"], a["dilations"], extents))
-                    for t in (image, ones))  # fmt: skip
+    total, count = (
+        torch.stack([u for _, u in _windows(t, a["kernel"], a["strides"], a["dilations"], extents)]).sum(0)
+        for t in (image, ones)
+    )
     terms = prod(a["kernel"])
-    summed = Residues(total % PRIME, x.numerator + (terms - 1) * x.denominator, terms * x.denominator)  # type: ignore[operator]
-    return f.multiply(summed, f.invert(Residues(count)))  # type: ignore[arg-type]
+    summed = Residues(total % PRIME, x.numerator + (terms - 1) * x.denominator, terms * x.denominator)
+    return f.multiply(summed, f.invert(Residues(count)))
 
 
 def _softmax(f: PrimeField, a: dict[str, Any], x: Residues) -> Residues:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -23,6 +23,12 @@ DISTRIBUTIONS: tuple[Distribution, ...] = ("normal", "uniform", "wide", "integer
 
 INFINITE: tuple[Distribution, ...] = ("masked", "infinite")
 """Numbers about 1, a quarter of them -inf; and +inf beside them."""
+
+
+def extents_of(kind: TensorType) -> tuple[int, ...]:
+    """The extents of a concrete type."""
+    assert kind.concrete
+    return cast(tuple[int, ...], kind.shape)
 
 
 class Instance:
@@ -54,8 +60,7 @@ class Instance:
 
     def values(self, name: str, free: Free) -> np.ndarray:
         """Random numbers for a free term, in its dtype's range; float64 for floats."""
-        shape = free.type.at(self.binding).shape
-        assert shape is not None
+        shape = extents_of(free.type.at(self.binding))
         rng, dtype = self.rng, free.type.dtype
         if free.values is not None:
             return np.asarray(free.values).reshape(shape)
@@ -87,8 +92,7 @@ class Instance:
                 if p.op == "Gather" and p.operands[1] == name:
                     picked = self.example.get(str(p.operands[0]))
                     axis = self.example[dict(p.named)["axis"]] if p.named else dict(p.fixed).get("axis", 0)
-                    shape = picked.type.at(self.binding).shape if isinstance(picked, Free) else None
-                    return int(shape[axis]) if shape else 1
+                    return extents_of(picked.type.at(self.binding))[axis] if isinstance(picked, Free) else 1
         return 0
 
     def _bind(self, name: str, whole: str, value: Any) -> Any:
@@ -133,6 +137,7 @@ class Instance:
         for k in sorted(needed):  # operands have smaller keys
             op, attrs, kind = terms.ops[k], terms.attrs(k), terms.types[k]
             if op in ("Input", "Weight"):
+                assert isinstance(kind, TensorType)
                 array = self.inputs[k] if op == "Input" else terms.weights[attrs["digest"]].load()
                 # weights that the right side makes are numbers that the rule speaks of
                 memo[k] = arithmetic.leaf(kind, array, k in self.given or k >= self.size, rng)

@@ -63,10 +63,17 @@ FLOAT_ONLY: dict[str, tuple[str, ...]] = {
 REAL = frozenset(name for names in FLOAT_ONLY.values() for name in names)
 
 
+@cache
+def chances(name: str) -> list[float | None]:
+    """For each example of a rule, the bound on the chance that it holds over the field by accident, if it does."""
+    (rule,) = (r for r in RULES if r.name == name)
+    return [field_proof(rule, example) for example in rule.examples]
+
+
 @pytest.mark.parametrize(("rule", "example"), CASES)
 def test_both_sides_are_equal_over_a_prime_field(rule: Rule, example: Any) -> None:
     """Where they are, the chance that they would be if they were not equal has a bound, unless numbers are ordered."""
-    chance = field_proof(rule, example)
+    chance = chances(rule.name)[list(rule.examples).index(example)]
     if rule.name in REAL:
         return
     assert chance is not None, "over the reals only, or wrong: if it relies on a property, FLOAT_ONLY says on which"
@@ -75,7 +82,7 @@ def test_both_sides_are_equal_over_a_prime_field(rule: Rule, example: Any) -> No
 
 def test_most_rules_have_a_bound() -> None:
     """Those without are about Relu, Max, Clip, comparisons and the like."""
-    without = [r.name for r in RULES if r.name not in REAL and field_proof(r, r.examples[0]) == 1.0]
+    without = [r.name for r in RULES if r.name not in REAL and chances(r.name)[0] == 1.0]
     assert len(without) < 0.25 * len(RULES)
 
 
@@ -83,7 +90,7 @@ def test_the_list_of_rules_that_only_float64_speaks_for_is_no_longer_than_it_mus
     known = {r.name: r for r in RULES}
     for name in sorted(REAL):
         assert name in known, f"{name} is no rule"
-        assert not in_field(known[name]), f"{name} holds over the field"
+        assert None in chances(name), f"{name} holds over the field"
 
 
 def test_the_field_tells_what_real_functions_do_from_what_any_function_does() -> None:
@@ -182,7 +189,8 @@ HARMLESS = {
     **dict.fromkeys(
         ("multiply-reciprocal", "softplus-from-exponential", "hard-swish-from-clip"), _BEFORE),
     **dict.fromkeys(
-        ("residual-into-conv", "residual-into-biased-conv"), "one is added to a weight, which is below 256"),
+        ("residual-into-conv", "residual-into-biased-conv", "sum-of-convs-over-one-image",
+         "sum-of-biased-convs-over-one-image"), "weights are added, which here are below 256"),
     "sum-with-own-product": "one is added to a factor: only the last number below the limit overflows",
 }  # fmt: skip
 """Rules tagged `range` for which no operator of the right side overflows where the left side does not."""
@@ -207,7 +215,7 @@ def test_range_rules_do_overflow_in_float16(rule: Rule) -> None:
 
 def overflows(rule: Rule) -> bool:
     rng = np.random.default_rng(0)
-    for seed in range(80):
+    for seed in range(48):
         for example in rule.examples:
             case = {n: stretched(v, rng) for n, v in example.items()} if seed % 2 else example
             distribution: Distribution = "wide" if seed % 4 > 1 else "full"

@@ -322,7 +322,7 @@ RULES = [
                 "not x.const and not y.const and w.rank >= 2 and w.shape[-2] > 2 * w.shape[-1]",
                 "the products must be so narrow that their sum takes less than the sum before them",
                 kind="growth",
-                counter={"x": T(3, 5), "y": T(3, 5), "w": W(5, 2)},
+                counter={"x": T(3, 5), "y": T(3, 5), "w": W(5, 3)},
             ),
         ],
         tag="range",

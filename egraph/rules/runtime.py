@@ -412,10 +412,10 @@ def _attention(mask: bool) -> list[Rule]:
     return [
         Rule(
             f"{name}attention-as-columns",
-            f"Transpose(Attention(Transpose(q, perm=p), Transpose(k, perm=p), Transpose(v, perm=p){more}, scale=c, causal=u), perm=p)",
+            f"Attention(Transpose(q, perm=p), Transpose(k, perm=p), Transpose(v, perm=p){more}, scale=c, causal=u)",
             f"""
 r = MultiHeadAttention({columns}{f", {_mask('q.shape[1]', 'k.shape[1]')}" if mask else ""}, heads=q.shape[2], scale=c, causal=u)
-root = Reshape(r, shape=(q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
+root = Transpose(Reshape(r, shape=(q.shape[0], q.shape[1], q.shape[2], v.shape[3])), perm=p)
 """,
             where=[
                 Guard(
