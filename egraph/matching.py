@@ -93,6 +93,8 @@ class Binder:
             for p in root.walk() if p.op != "Get"
         ]  # fmt: skip
         """The cell of each operator of the pattern, those that the rule gives an equal to first."""
+        self.splits = [cell for cell, op in self.results if op == "Split" and not self.rule.coarse]
+        self.superseded = at[self.rule.supersedes] if self.rule.supersedes else -1
         self.patterns = [
             (p, at[f"a_{p.whole}" if p.whole else f"a_{p.result}"])
             for root in self.rule.patterns

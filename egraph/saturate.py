@@ -137,6 +137,9 @@ class Saturation:
         self.binders: dict[str, Binder] = {}
         self.tallies: dict[int, Tally] = {}
         self.ledger = Ledger() if self.explain else None
+        self.retired: set[int] = set()
+        """Splits that a finer one has taken the place of. gone: those of earlier iterations."""
+        self.gone: set[int] = set()
         self.uniform: dict[tuple[Type, float], int] = {}
         self.looked_at = 0
 
@@ -192,6 +195,8 @@ class Saturation:
                     self.firings.append((None, first, key))
         self.looked_at = len(self.terms)
         self.engine.flush()
+        self.retired = {self.terms.find(key) for key in self.retired}
+        self.gone = set(self.retired)
 
     def fire(self, query: Query, cells: Cells) -> bool:
         """Apply one match; returns whether the e-graph learnt anything."""
@@ -201,6 +206,11 @@ class Saturation:
         binder = self.binders.get(query.relation)
         if binder is None:
             binder = self.binders[query.relation] = Binder(terms, rule, query)
+        if binder.splits and self.retired.intersection(terms.find(cells[i]) for i in binder.splits):
+            # but those that retire it, which all match at once
+            if binder.superseded < 0 or terms.find(cells[binder.superseded]) in self.gone:
+                tally.unfit += 1
+                return False
         bound = binder.attributes(cells)
         if (
             bound is None
@@ -255,6 +265,10 @@ class Saturation:
         else:
             tally.known += 1
         binder.done(cells)
+        if binder.superseded >= 0:
+            key = terms.find(cells[binder.superseded])
+            if terms.makers[key] != ORIGINAL:
+                self.retired.add(key)
         return learnt
 
     def maker(self, key: int) -> str:

@@ -15,9 +15,9 @@ from .language import Guard, Rule
 __all__ = ["FAMILIES", "Guard", "Rule", "families", "rule_set"]
 
 FAMILIES = (
-    "elementwise", "distribution", "masks", "layout", "transpose", "reshape", "geometry", "slices", "activation", "matmul",
-    "gemm", "batches", "merging", "heads", "convolution", "kernels", "siblings", "patches", "pooling", "attention",
-    "normalisation", "functions", "indexing", "rotary", "runtime",
+    "elementwise", "geometry", "distribution", "masks", "layout", "transpose", "reshape", "slices", "activation",
+    "matmul", "gemm", "batches", "merging", "heads", "convolution", "kernels", "siblings", "patches", "pooling",
+    "attention", "normalisation", "functions", "indexing", "rotary", "runtime",
 )  # fmt: skip
 """Names of the families, each a module of this package with its `RULES`, in the order in which they fire."""
 

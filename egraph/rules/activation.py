@@ -58,6 +58,7 @@ def _commuting(op: str, attrs: dict[str, Any] | None) -> list[Rule]:
                     counter={"x": T(2, 6), "k": 1, "n": (2, 3, 1), "i": 0, "j": 1, **a},
                 ),
             ],
+            coarse=True,
             examples=[{"x": T(2, 6), "k": 1, "n": (2, 4), "i": 0, "j": 1, **a}],
         ),
         Rule(

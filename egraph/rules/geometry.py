@@ -92,12 +92,14 @@ root = ps[0] if len(ps) == 1 else Concat(*ps, axis=k)
         "split-of-part",
         "s = Split(x, axis=k, sizes=n); y = Split(s[i], axis=k, sizes=m); root = y[j]",
         "root = Split(x, axis=k, sizes=[*n[:i], *m, *n[i + 1:]])[i + j]",
+        supersedes="s",
         examples=[{"x": T(2, 9), "k": 1, "n": (2, 7), "i": 1, "m": (3, 4), "j": 0}],
     ),
     Rule(
         "part-beside-split-part",
         "s = Split(x, axis=k, sizes=n); y = Split(s[i], axis=k, sizes=m); root = s[j]",
         "root = Split(x, axis=k, sizes=[*n[:i], *m, *n[i + 1:]])[j if j < i else j + len(m) - 1]",
+        supersedes="s",
         where=[
             Guard(
                 "i != j",

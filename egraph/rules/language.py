@@ -117,6 +117,10 @@ class Rule:
     """Where the identity is from, if it is not plain algebra."""
     folds: bool = False
     """Whether it also fires on constant expressions (others leave those alone: they cost nothing)."""
+    supersedes: str = ""
+    """A part of the left side that is of no use to other rules once this one has fired, if a rule made it."""
+    coarse: bool = False
+    """Whether it looks at what was superseded all the same."""
     undoes: tuple[str, ...] = ()
     """Rules whose results this one leaves alone: it would only lead back to where they came from."""
     innermost: str = ""

@@ -112,6 +112,7 @@ y1 = m[0]; y2 = m[1]
                 counter={"t": T(4, 5), "k": 1, "n": (2, 3), "b": W(1), "c": W(1)},
             ),
         ],
+        coarse=True,  # more than three siblings get their biases two by two
         examples=[{"t": T(4, 5), "k": 1, "n": (2, 3), "b": W(2), "c": W(3)}],
     ),
     Rule(
