@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def by_runtime(path: Path, family: str) -> Iterator[tuple[str, Callable[[], Mode
         for level in LEVELS:
             for attention in ("Attention", "MultiHeadAttention", "no attention"):
                 form = f"{kind}, level {level}, {attention}"
-                yield form, lambda kind=kind, level=level, attention=attention: run(kind, level, attention)
+                yield form, partial(run, kind, level, attention)
 
 
 def by_onnxsim(path: Path, family: str) -> Iterator[tuple[str, Callable[[], ModelProto]]]:

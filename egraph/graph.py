@@ -200,9 +200,9 @@ def attributes(**values: Any) -> Attributes:
 def _freeze(value: Any) -> AttributeValue:
     kind = type(value)
     if kind is int or kind is float or kind is str:
-        return value  # type: ignore[no-any-return]
+        return value
     if kind is tuple or kind is list:
-        return tuple([v if type(v) is int else _freeze(v) for v in value])  # type: ignore[misc]
+        return tuple([v if type(v) is int else _freeze(v) for v in value])  # type: ignore[return-value]
     if isinstance(value, (list, tuple, np.ndarray)):
         return tuple(_freeze(v) for v in value)  # type: ignore[return-value]
     if isinstance(value, (bool, np.bool_, np.integer)):

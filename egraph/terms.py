@@ -196,7 +196,9 @@ class TermGraph:
         if op == "Transpose":
             perm: Any = dict(attrs)["perm"]
             if self.ops[x] == "Transpose":
-                return self._moved(op, attributes(perm=[inner["perm"][i] for i in perm]), self.find(self.operands[x][0]))
+                return self._moved(
+                    op, attributes(perm=[inner["perm"][i] for i in perm]), self.find(self.operands[x][0])
+                )
             moving = [i for i in perm if kind.shape[i] != 1]
             if moving != sorted(moving):
                 return op, attrs, (x,)
@@ -347,9 +349,9 @@ class Term:
     def next_sibling(self, w: Term, v: Term) -> bool:
         """Whether merging the weights w and v of two operators on this term extends a run of siblings by one.
 
-        Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. A run of three or
-        more begins with the first sibling. So n siblings have fewer than 2n merged forms, each made in one way, and
-        not 2ⁿ.
+        Siblings are ordered by their weights; runs grow to the right, one by one, and leave nobody out. A run of three
+        or more begins with the first sibling. So n siblings have fewer than 2n merged forms, each made in one way,
+        and not 2ⁿ.
         """
         terms = self.terms
         if not 0 <= w.highest < v.lowest or v.joined:
@@ -371,8 +373,8 @@ class Term:
     def latest(self, y: Term, w: Term) -> bool:
         """Whether y, a product of this term with w, is followed by no product with a later form of w.
 
-        Norms, scales and biases give one form after the other as they fold. Merging every form of one sibling with every
-        form of the next multiplies them; of each only the latest is worth it.
+        Norms, scales and biases give one form after the other as they fold. Merging every form of one sibling with
+        every form of the next multiplies them; of each only the latest is worth it.
         """
         terms, own = self.terms, self.terms.find(y.key)
         for key, right in self._products():

@@ -288,7 +288,8 @@ CASES = {
     ),
     "squeeze-all": (lambda o: one("Squeeze", o, x=value("x", shape=[3, 1, 5, 1])), (7, 22), ["Reshape"]),
     "unsqueeze": (lambda o: by_version("Unsqueeze", 13, o, "axes", [0, 2], x=LINE), (7, 11, 13, 22), ["Reshape"]),
-    **{op.lower(): (partial(one, op), (7, 22), [op]) for op in ("Reciprocal", "Sin", "Cos", "Softplus", "Floor", "Ceil")},
+    **{op.lower(): (partial(one, op), (7, 22), [op])
+       for op in ("Reciprocal", "Sin", "Cos", "Softplus", "Floor", "Ceil")},
     "log": (lambda o: model(
         [helper.make_node("Exp", ["x"], ["e"]), helper.make_node("Log", ["e"], ["y"])], [X], [value("y")], opset=o
     ), (7, 22), ["Exp", "Log"]),
