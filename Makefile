@@ -30,7 +30,7 @@ demo: $(VENV)/.run
 	$(BIN)/python benchmarks/demo.py
 
 test: $(VENV)/.dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.dev $(VENV)/.models
 	$(PYTEST) -m slow --timeout 1800

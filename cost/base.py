@@ -119,7 +119,8 @@ def graph_cost(space: SearchSpace, cost: Cost, selection: Selection, graph: Grap
     total = 0.0
     for i in graph.live:
         node = graph.nodes[i]
-        if node.op == "Weight" or (core(node.op) and node.inputs and constant.issuperset(node.inputs)):
+        folds = core(node.op) and node.inputs and node.type.concrete and constant.issuperset(node.inputs)
+        if node.op == "Weight" or folds:
             constant.add(i)
         elif node.op not in FREE:
             operands = [(graph.nodes[k].type, k in constant) for k in node.inputs]

@@ -154,7 +154,8 @@ class TermGraph:
                 if self.uniform[c] == NEUTRAL[op] and self.types[x] == kind:
                     return x  # weights times 1 times 1 … would be new constants without end
         key = len(self.ops)
-        const = op == "Weight" or (core(op) and bool(kids) and all(self.const[k] for k in kids))
+        # a constant spread over a symbolic extent is known only when the model runs
+        const = op == "Weight" or (core(op) and bool(kids) and kind.concrete and all(self.const[k] for k in kids))
         if op == "Weight":
             # scales, biases and what rules add (zeros) do not own the order of a merge: they must not block it
             matrix = isinstance(kind, TensorType) and (kind.rank or 0) >= 2 and kind.elements > 1

@@ -185,6 +185,8 @@ class _Folding:
         """Make node i a term if all it reads is constant and the result is not too large."""
         if not core(node.op) or not all(k in self.terms for k in node.inputs) or self._grows(node):
             return False
+        if not node.type.concrete:
+            return False  # spread over a symbolic extent
         operands = tuple(self.terms[k] for k in node.inputs)
         try:
             self.terms[i] = _uniform(node, operands) or self._term(node, operands)

@@ -172,7 +172,8 @@ def test_what_rules_changed_keeps_the_names_of_its_values():
     before = {n.output[0]: n for n in proto.graph.node}
     names = set(before) | {t.name for t in proto.graph.initializer}
     kept = [n for n in out.graph.node if n.output[0] in before]
-    assert len(kept) > 0.8 * len(out.graph.node)
+    # products, norms and sums have the values they had; reshapes and transposes of merged ones are new
+    assert len(kept) > 0.6 * len(out.graph.node)
     same_operator = [n for n in kept if before[n.output[0]].op_type == n.op_type]
     assert all(n.name == before[n.output[0]].name for n in same_operator)
     fresh = [n.name for n in out.graph.node if n not in same_operator]

@@ -18,7 +18,7 @@ from xrlflow.lowering import load, verify
 from xrlflow.lowering.points import parse_extents, usual_extents
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
-QUICK = ["--target", "roofline:epyc-1t", "--max-steps", "50", "--method", "saturation"]
+QUICK = ["--target", "roofline:epyc-1t", "--max-steps", "200", "--method", "saturation"]
 
 
 def noise(*shape):

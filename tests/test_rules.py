@@ -18,6 +18,7 @@ from xrlflow.egraph.operators import IllTyped
 from xrlflow.egraph.rules import families, rule_set
 from xrlflow.egraph.rules.language import Free, Guard, Rule, T, W
 from xrlflow.egraph.saturate import saturate
+from xrlflow.egraph.terms import COMMUTATIVE
 from xrlflow.lowering import NotEvaluable, instances
 from xrlflow.lowering.arithmetic import REALS, Rounded
 from xrlflow.lowering.instances import (
@@ -256,7 +257,7 @@ def test_saturation_refuses_with_the_reason(rule: Rule, guard: Guard) -> None:
 def reordered(rule: Rule, guard: Guard) -> bool:
     """Whether the normal form of sums and products (constants last, else by age) takes the counter-example apart."""
     instance = Instance(rule, guard.counter)
-    keys = [k for k in range(len(instance.terms)) if instance.terms.ops[k] in ("Add", "Mul")]
+    keys = [k for k in range(len(instance.terms)) if instance.terms.ops[k] in COMMUTATIVE]
     return any(instance.terms.ops[instance.terms.operands[k][0]] == "Input" for k in keys)
 
 

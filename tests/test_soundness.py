@@ -264,7 +264,7 @@ def clean(fuzz: Any, numbers: range) -> None:
     outcomes = [fuzz.examine(1, n, sound_rules(fuzz)) for n in numbers]
     assert [f for o in outcomes for f in o.failures] == []
     assert sum(len(o.fired) > 0 for o in outcomes) > 0.9 * len(outcomes)
-    assert sum(o.exact for o in outcomes) > len(outcomes)
+    assert sum(o.exact for o in outcomes) > len(outcomes) / 2
 
 
 def test_random_graphs_are_clean(fuzz: Any) -> None:

@@ -73,6 +73,7 @@ RULES = [
                 counter={"x": T(3, 3), "w": W(3), "v": W(3, 3)},
             ),
         ],
+        innermost="x",
         tag="range",
         examples=[{"x": T(3, 5), "w": W(5, 2), "v": W(2, 7)}, {"x": T(2, 3, 5), "w": W(5, 2), "v": W(2, 7)}],
     ),
