@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 OPERATORS = (
     "Input", "Get", "Relu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Neg", "Abs", "Add", "Sub", "Mul", "Div", "Pow",
     "MatMul", "Gemm", "Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "Softmax",
-    "LayerNormalization", "ReduceMean", "Concat", "Split", "Slice", "Transpose", "Reshape",
+    "LayerNormalization", "ReduceMean", "Concat", "Split", "Slice", "Transpose", "Reshape", "Reciprocal", "Sin", "Cos",
+    "Log", "Softplus", "Floor", "Ceil", "Sign", "HardSwish", "Gelu", "Swish", "LeakyRelu", "Elu", "HardSigmoid", "Clip",
+    "Cast", "Not", "IsNaN", "Min", "Max", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or",
+    "Where", "RMSNormalization", "ReduceSum", "ReduceMax", "ReduceMin", "Expand", "Pad", "Gather", "Attention",
+    "RotaryEmbedding", "MultiHeadAttention", "FusedMatMul", "FusedGemm", "FusedConv", "BiasGelu", "FastGelu",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 """Kinds that have an embedding of their own; opaque operators share `HASHED` more."""
 
