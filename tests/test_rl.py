@@ -87,8 +87,8 @@ def test_the_shipped_policy_beats_the_same_network_untrained_on_unseen_graphs(he
 
 
 def test_the_policy_leaves_a_local_optimum_that_descent_is_stuck_in():
-    """On ViT's attention the moves that pay most lead to a dead end; the policy was never shown that model."""
-    space = zoo_space("vit-tiny")
+    """On Llama's blocks the moves that pay most lead to a dead end; the policy was never shown that model."""
+    space = zoo_space("llama-tiny")
     cost = bind(roofline("a100"), space)
     stuck = extractor("greedy-group", alpha=1.0).extract(space, cost, Budget(steps=5000), np.random.default_rng(0))
     learned = extractor("rl").extract(space, cost, Budget(steps=5000), np.random.default_rng(0))
