@@ -32,9 +32,8 @@ from ..egraph.fused import FUSED
 from ..egraph.graph import TensorType
 from .arithmetic import REALS
 from .evaluation import NotEvaluable, Tensor, evaluate_node
-from .evaluation import _padded as padded
-from .evaluation import _pooling as pooling
 from .fused_evaluation import Speller
+from .semantics import padded, pooling
 
 PRIME = 2_147_483_629
 """The second largest prime below 2³¹. Of the largest, 2³¹ - 1, the powers of 2 repeat after 31."""
