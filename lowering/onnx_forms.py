@@ -13,7 +13,7 @@ from ..egraph.fused import CONTRIB
 from ..egraph.graph import Graph, Node, TensorType
 from ..egraph.operators import BINARY, COMPARISONS, LOGICAL, PLAIN, REDUCTIONS
 from ..errors import UserError
-from .onnx_operators import reshape_target
+from .onnx_movement import reshape_target
 from .onnx_tensor import dtype_code, numpy_dtype
 
 SINCE = {
