@@ -33,7 +33,7 @@ test: $(VENV)/.dev
 	$(PYTEST) -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.dev $(VENV)/.models
-	$(PYTEST) -m slow --timeout 1800
+	$(PYTEST) -m slow --timeout 1800 -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

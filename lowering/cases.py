@@ -106,7 +106,7 @@ class Cases:
                 break
             if self._degenerate(binding):
                 continue
-            if self.late() or len(dull) > DULL or (isinstance(before, Reference) and not ran and k > SLOW):
+            if (k and self.late()) or len(dull) > DULL or (isinstance(before, Reference) and not ran and k > SLOW):
                 break
             for case in self._case(before, binding, k):
                 (ran if self.telling else dull).append(binding)
