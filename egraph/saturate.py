@@ -43,7 +43,7 @@ def saturate(
     rules: Sequence[Rule] | None = None,
     *,
     max_enodes: int | None = None,
-    max_iterations: int = 30,
+    max_iterations: int = 50,
     seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     explain: bool = False,
