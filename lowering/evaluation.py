@@ -130,6 +130,8 @@ def _apply(node: Node, operands: list[Value], binding: Mapping[str, int], width:
         assert isinstance(parts, tuple)
         return parts[node.attrs["index"]]
     present = [v for v in operands if isinstance(v, Tensor)]
+    if node.op == "Cast":
+        return cast(present[0], str(node.attrs["to"]), width, lenient=True)
     return evaluate_node(node.op, bound(node.attrs, binding), present, width)
 
 

@@ -24,6 +24,9 @@ SINCE = {
 """The first opset in which the writer can express a core operator for all element types; 7 for the others."""
 
 
+UNTIL = {"Swish": 24}
+"""The last opset in which ONNX Runtime, which verifies results, has kernels of an operator: rules make it in no later one."""
+
 RENAMED = {"RMSNormalization": "SimplifiedLayerNormalization", "Gelu": "Gelu", "Swish": "QuickGelu"}
 """Operators that ONNX Runtime has under these names in opsets where ONNX has them not yet."""
 
@@ -56,7 +59,8 @@ def meant_for(graph: Graph, kind: str) -> Graph:
 
 def reachable(op: str, opset: int, contrib: bool = False) -> bool:
     """Whether the operator may be in an e-graph: it can be written, or it leads to one that can."""
-    return available(op, opset, contrib) or (contrib and op in STEPS)
+    runs = opset <= UNTIL.get(op, opset) or (contrib and op in RENAMED)
+    return (runs and available(op, opset, contrib)) or (contrib and op in STEPS)
 
 
 class NotWritable(UserError, ValueError):

@@ -21,15 +21,22 @@ Rule = Callable[[dict[str, Any], list[Tensor]], Value]
 """An operator's result from its attributes and operands."""
 
 
-def cast(x: Tensor, to: str, width: torch.dtype) -> Tensor:
-    """Floating-point targets are all `width`: over the reals a cast between them changes nothing."""
+def cast(x: Tensor, to: str, width: torch.dtype, lenient: bool = False) -> Tensor:
+    """Floating-point targets are all `width`: over the reals a cast between them changes nothing.
+
+    What an integer cannot hold raises `NotEvaluable`, for runtimes differ; `lenient` gives the lowest integer, as x86
+    does: exporters write the logarithm of 0 where a Where then leaves it out.
+    """
     if "float" in to:
         return x.to(width)
     target = getattr(torch, to)
     if x.is_floating_point() and to != "bool":
         limits = torch.iinfo(target)
-        if not bool(((x > limits.min - 1.0) & (x < limits.max + 1.0)).all()):
-            raise NotEvaluable(f"Cast of numbers to {to}, which cannot hold them")
+        held = (x > limits.min - 1.0) & (x < limits.max + 1.0)
+        if not bool(held.all()):
+            if not lenient or to not in ("int64", "int32"):
+                raise NotEvaluable(f"Cast of numbers to {to}, which cannot hold them")
+            return torch.where(held, torch.where(held, x, 0.0).to(target), limits.min)
     return x.to(target)
 
 

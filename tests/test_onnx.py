@@ -584,7 +584,8 @@ def test_the_models_of_onnx_s_own_test_suite_compute_the_same():
             continue
         evaluated += 1
         for a, b in zip(expected, found, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=case.name)
+            close = 2e-3 if a.dtype == np.float16 else 1e-4  # the evaluator rounds nothing to half precision
+            np.testing.assert_allclose(a, b, rtol=close, atol=close, err_msg=case.name)
     assert compared > 1000
     assert evaluated > 100
 
