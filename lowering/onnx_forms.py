@@ -25,7 +25,7 @@ SINCE = {
 
 
 UNTIL = {"Swish": 24}
-"""The last opset in which ONNX Runtime, which verifies results, has kernels of an operator: rules make it in no later one."""
+"""The last opset for which ONNX Runtime, which verifies results, has kernels: rules make the operator in no later."""
 
 RENAMED = {"RMSNormalization": "SimplifiedLayerNormalization", "Gelu": "Gelu", "Swish": "QuickGelu"}
 """Operators that ONNX Runtime has under these names in opsets where ONNX has them not yet."""

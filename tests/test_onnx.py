@@ -576,7 +576,10 @@ def test_the_models_of_onnx_s_own_test_suite_compute_the_same():
         graph = load(case.model)
         for a, b in zip(expected, run(to_onnx(graph), inputs), strict=True):
             if isinstance(a, np.ndarray) and a.dtype.kind in "fiub":
-                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=case.name)
+                half = a.dtype == np.float16  # folded constants are rounded once, not after each step
+                np.testing.assert_allclose(
+                    a, b, rtol=2e-3 if half else 1e-5, atol=2e-3 if half else 1e-6, err_msg=case.name
+                )
                 compared += 1
         try:
             found = evaluate(graph, inputs, "float32")
