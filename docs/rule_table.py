@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from page import write
 
 from xrlflow.egraph.fused import CONTRIB
 from xrlflow.egraph.operators import core_operators
@@ -102,24 +103,5 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def renewed(page: str) -> str:
-    """The page with the present table in place of the old one."""
-    head, _, rest = page.partition(BEGIN)
-    return head + BEGIN + "\n" + table() + END + rest.partition(END)[2]
-
-
-def main() -> int:
-    old = PAGE.read_text(encoding="utf-8")
-    new = renewed(old)
-    if "--check" in sys.argv[1:]:
-        if old != new:
-            print("docs/rules.md is out of date: run python docs/rule_table.py", file=sys.stderr)
-        return int(old != new)
-    partial = PAGE.with_suffix(f".{os.getpid()}")
-    partial.write_text(new, encoding="utf-8")
-    os.replace(partial, PAGE)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGE, BEGIN, END, table(), Path(__file__).name))

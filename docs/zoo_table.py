@@ -5,9 +5,10 @@ Usage: python docs/zoo_table.py [--check]
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+
+from page import write
 
 from xrlflow.zoo import MODELS
 from xrlflow.zoo.__main__ import row
@@ -37,24 +38,5 @@ def table() -> str:
     return "\n".join([*papers, "", *others, "", "Small twins, for tests: " + small + ".", "", *exports]) + "\n"
 
 
-def renewed(page: str) -> str:
-    """The page with the present tables in place of the old ones."""
-    head, _, rest = page.partition(BEGIN)
-    return head + BEGIN + "\n" + table() + END + rest.partition(END)[2]
-
-
-def main() -> int:
-    old = PAGE.read_text(encoding="utf-8")
-    new = renewed(old)
-    if "--check" in sys.argv[1:]:
-        if old != new:
-            print("docs/zoo.md is out of date: run python docs/zoo_table.py", file=sys.stderr)
-        return int(old != new)
-    partial = PAGE.with_suffix(f".{os.getpid()}")
-    partial.write_text(new, encoding="utf-8")
-    os.replace(partial, PAGE)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGE, BEGIN, END, table(), Path(__file__).name))
