@@ -31,8 +31,9 @@ class Arithmetic(Protocol):
     def stored(self, value: Values) -> Values:
         """A constant expression's result as a weight: rounded once, however it was computed."""
 
-    def difference(self, a: Values, b: Values) -> float:
-        """How far `b` is from `a`, relative to a's scale; infinite where they cannot be compared."""
+    def difference(self, a: Values, b: Values, floor: float = 1e-12) -> float:
+        """How far `b` is from `a`, relative to a's scale, which is at least `floor`; infinite where they cannot be
+        compared."""
 
 
 class Reals:
@@ -49,10 +50,11 @@ class Reals:
     def stored(self, value: Values) -> Values:
         return value
 
-    def difference(self, a: Values, b: Values) -> float:
+    def difference(self, a: Values, b: Values, floor: float = 1e-12) -> float:
         """Infinite for different shapes, and where only one is NaN or both are infinite in different ways."""
         if isinstance(a, tuple):
-            return max(map(self.difference, a, b)) if isinstance(b, tuple) and len(a) == len(b) else float("inf")
+            pairs = isinstance(b, tuple) and len(a) == len(b)
+            return max(self.difference(x, y, floor) for x, y in zip(a, b, strict=True)) if pairs else float("inf")
         if a.shape != b.shape:
             return float("inf")
         if a.numel() == 0:
@@ -62,7 +64,7 @@ class Reals:
         if (b.isfinite() != whole).any() or (a[~whole].nan_to_num(0.5) != b[~whole].nan_to_num(0.5)).any():
             return float("inf")
         a, b = a[whole], b[whole]
-        return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) if a.numel() else 0.0
+        return float((a - b).abs().max() / a.abs().max().clamp_min(floor)) if a.numel() else 0.0
 
 
 class Rounded(Reals):

@@ -16,6 +16,7 @@ import numpy as np
 from ..egraph.graph import Graph, TensorType, TupleType, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
+from ..egraph.terms import MOVES
 
 if TYPE_CHECKING:
     from ..egraph.rules.language import Rule
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 EXTENT = 3
 """Extent of symbolic dimensions in the check."""
+
+CANCELLED = 1e-6
+"""A value this much smaller than what was added up to give it is rounding, and is not compared with a finer scale."""
+
+_ADDS = ("Add", "Sub", "ReduceSum", "ReduceMean", *MOVES)
+"""Operators whose result may be the small rest of large operands, or is such a rest moved elsewhere."""
+
+_MULTIPLIES = ("MatMul", "Gemm", "Conv")
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,11 @@ class _Check:
         self.tolerance, self.masked = tolerance, masked
         self.choice = _complete(space)
         self.values: list[Any] = [None] * space.n_classes
+        self.sizes = [0.0] * space.n_classes
+        """For each class the largest magnitude among what its value was added up from."""
         for c in _order(space, self.choice):
             self.values[c] = self.value(self.choice[c])
+            self.sizes[c] = self.size(c)
 
     def compare(self, enodes: Iterable[int]) -> CheckReport:
         report, space = CheckReport(), self.space
@@ -178,7 +190,7 @@ class _Check:
                 report.mismatches.append(Mismatch(i, space.ops[i], rules, float("inf"), wrong))
             if i == self.choice[c]:
                 continue
-            difference = self.difference(self.values[c], own)
+            difference = self.difference(self.values[c], own, max(1e-12, CANCELLED * self.sizes[c]))
             report.checked += 1
             if difference <= self.tolerance:
                 report.worst = max(report.worst, difference)
@@ -186,10 +198,20 @@ class _Check:
                 report.mismatches.append(Mismatch(i, space.ops[i], rules, difference))
         return report
 
-    def difference(self, a: Any, b: Any) -> float:
+    def size(self, c: int) -> float:
+        """The magnitude of a class's value, or of the operands of sums and products if it is less."""
+        i, own = self.choice[c], _magnitude(self.values[c])
+        operands = [self.sizes[k] for k in self.space.child_lists[i]]
+        if self.space.ops[i] in _ADDS:
+            return max(own, *operands)
+        if self.space.ops[i] in _MULTIPLIES:
+            return max(own, operands[0] * operands[1])
+        return own
+
+    def difference(self, a: Any, b: Any, floor: float) -> float:
         if self.masked and not isinstance(a, tuple) and a.is_floating_point() and a.shape == b.shape:
             a, b = a[~a.isnan()], b[~a.isnan()]
-        return self.arithmetic.difference(a, b)
+        return self.arithmetic.difference(a, b, floor)
 
     def value(self, i: int) -> Any:
         """Value of e-node i from its operands' classes; None if unknown."""
@@ -229,6 +251,16 @@ class _Check:
         # an integer that picks elements must be one of theirs; all others may be what they like
         low, high = (0, 2) if "Gather" in self.space.ops or "u" in kind.dtype else (-4, 5)
         return self.arithmetic.leaf(kind, rng.integers(low, high, shape), False, rng)
+
+
+def _magnitude(value: Any) -> float:
+    """The largest finite magnitude among the elements of a tensor or a tuple of them; 0 for other numbers."""
+    if isinstance(value, tuple):
+        return max(map(_magnitude, value), default=0.0)
+    if not hasattr(value, "is_floating_point") or not value.is_floating_point():
+        return 0.0
+    finite = value[value.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _mistyped(value: Any, kind: Type) -> str:

@@ -189,7 +189,7 @@ class PrimeField:
     def stored(self, value: Value) -> Value:
         return value
 
-    def difference(self, a: Value, b: Value) -> float:
+    def difference(self, a: Value, b: Value, floor: float = 0.0) -> float:
         """0 where all elements are the same, else infinite."""
         if isinstance(a, tuple) and isinstance(b, tuple):
             return 0.0 if len(a) == len(b) and not any(map(self.difference, a, b)) else float("inf")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from xrlflow.egraph import orders
-from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType
+from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight
 from xrlflow.egraph.rules import rule_set
-from xrlflow.egraph.rules.language import Guard, Rule, T
+from xrlflow.egraph.rules.language import C, Guard, Rule, T
 from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace
 from xrlflow.lowering import load
@@ -300,3 +300,18 @@ def test_the_fuzzer_finds_an_unsound_rule_and_prints_a_program_that_shows_it(fuz
     assert graph.count()["Sigmoid"] == 1
     assert sum(graph.count().values()) <= 4
     assert "planted" in check_enodes(saturate(graph, rules.every)).suspects
+
+
+def test_what_is_left_of_a_difference_of_equals_is_rounding(fuzz: Any) -> None:
+    """Graph 6826 takes a convolution from itself, in one piece and as a part of a merged one: 0 and 4e-16."""
+    assert fuzz.examine(0, 6826, sound_rules(fuzz)).failures == []
+
+
+def test_an_error_far_below_what_was_added_up_is_found_all_the_same() -> None:
+    """x + 1000 - 1000 is not 1.00001 x, though the error is a hundred-millionth of what was added."""
+    g = GraphBuilder()
+    x, big = g.input("x", TensorType((3, 5), F)), g.weight(Weight.of(np.full((3, 5), 1000.0, np.float32), "big"))
+    graph = g.build({"y": g.op("Sub", g.op("Add", x, big), big)})
+    example = {"x": T(2), "c": C(1.0)}
+    wrong = Rule("planted", "Sub(Add(x, c), c)", "Mul(x, constant(np.array(1.00001), x.dtype))", examples=[example])
+    assert check_enodes(saturate(graph, [wrong]), tolerance=1e-6).suspects == ("planted",)
