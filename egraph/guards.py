@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .graph import TensorType
-from .pointwise import BINARY, UNARY
+from .pointwise import BINARY, FLOATS, UNARY
 
 if TYPE_CHECKING:
     from .terms import Term, TermGraph
@@ -101,6 +103,34 @@ def _span(terms: TermGraph, key: int) -> tuple[int, int]:
 def level(terms: TermGraph, key: int) -> int:
     """How many products lie on the longest path from the inputs to a term."""
     return terms.levels[terms.find(key)]
+
+
+_POSITIVE = ("Sqrt", "Add", "Mul", "Div", "Exp", "Reshape", "Transpose", "Expand", "Concat", "Slice", "Abs")
+"""Operators that give positive numbers if all their operands are positive."""
+
+
+def invertible(c: Term) -> bool:
+    """Whether the reciprocal of every element of a constant is known to be finite in its dtype: the standard deviations
+    of a norm, say, are made of positive numbers. The elements of large weights are looked at."""
+    return _invertible(c.terms, c.key, positive=False)
+
+
+def _invertible(terms: TermGraph, key: int, positive: bool) -> bool:
+    key = terms.find(key)
+    kind, op, uniform = terms.types[key], terms.ops[key], terms.uniform[key]
+    if not isinstance(kind, TensorType) or kind.dtype not in FLOATS:
+        return False
+    if uniform is None and op != "Weight":
+        kids = terms.operands[key]
+        return op in _POSITIVE and len(kids) > 0 and all(_invertible(terms, k, positive=True) for k in kids)
+    digest = terms.attrs(key).get("digest")
+    values = np.array(uniform) if uniform is not None else np.asarray(terms.weights[str(digest)].load(), np.float64)
+    sizes = values if positive else abs(values)
+    return bool(((sizes > 1.0 / _LARGEST[kind.dtype]) & (sizes < _LARGEST[kind.dtype])).all())
+
+
+_LARGEST = {"float64": 1e300, "float32": 1e38, "bfloat16": 1e38, "float16": 6e4}
+"""Numbers somewhat below the largest of each type."""
 
 
 _PASSING = (

@@ -276,9 +276,19 @@ RULES = [
                 "integer division rounds",
                 counter={"x": T(2, 3, dtype="int64"), "c": C([2.0, 3.0, 4.0], dtype="int64")},
             ),
+            Guard(
+                "invertible(c)",
+                "a divisor that may be 0 has an infinite reciprocal: x/0 is x·∞, but (x + b)·∞ is not x·∞ + b·∞",
+                kind="growth",
+                counter={"x": T(2, 3), "c": C([2.0, 0.0, 7.0])},
+            ),
         ],
         tag="range",
-        examples=[{"x": T(2, 3), "c": C(8.0)}, {"x": T(2, 3), "c": C([2.0, -0.5, 7.0])}],
+        examples=[
+            {"x": T(2, 3), "c": C(8.0)},
+            {"x": T(2, 3), "c": C([2.0, -0.5, 7.0])},
+            {"x": T(2, 3), "c": W(2, 1)},
+        ],
     ),
     Rule(
         "scale-sum",

@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..graph import TensorType
-from ..guards import earlier_first, later_first, next_user, share
+from ..guards import earlier_first, invertible, later_first, next_user, share
 from ..operators import IllTyped, core
 from .axes import alike, blocks, inverse, kept, moved, one, padded, parted, product, same, spread, stripped
 from .parts import consecutive, cut, nested, offsets, piece, seams, without
@@ -299,7 +299,7 @@ def holds(wide: str, narrow: str) -> bool:
 HELPERS: dict[str, Any] = {
     "prod": prod, "np": np, "swapped": swapped, "composed": composed, "one": one, "holds": holds,
     **{f.__name__: f for f in (consecutive, cut, nested, offsets, piece, seams, without)},
-    **{f.__name__: f for f in (earlier_first, later_first, next_user, share)},
+    **{f.__name__: f for f in (earlier_first, invertible, later_first, next_user, share)},
     **{f.__name__: f for f in (alike, blocks, inverse, kept, moved, padded, parted, product, same, spread, stripped)},
     "__builtins__": {
         f.__name__: f
