@@ -40,7 +40,7 @@ class Judge:
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
-        before = float(cost.prices[space.baseline].sum())
+        before = cost.before
         # the account speaks of one program only, so nothing of one judged before may stay
         result.verification = result.verdict = None
         result.predicted, result.extraction = (before, found.cost), found
@@ -52,9 +52,10 @@ class Judge:
         with self.run.stage("lower", "writing the candidate"):
             optimized = space.to_graph(found.selection)
             exported = graph_cost(space, cost, found.selection, optimized)
-            if not math.isclose(exported, found.cost, rel_tol=1e-9):
+            chosen = float(cost.prices[found.selection.choice[found.selection.choice >= 0]].sum())
+            if not math.isclose(exported, chosen, rel_tol=1e-9):
                 result.stop(
-                    f"the graph to be written costs {exported:.6g} ms, the selection {found.cost:.6g}: please report "
+                    f"the graph to be written costs {exported:.6g} ms, the selection {chosen:.6g}: please report "
                     "this; the original is returned"
                 )
                 return

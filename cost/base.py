@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from ..egraph.graph import LEAVES, Attributes, Graph, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace, Selection
 from ..egraph.terms import COMMUTATIVE
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 FREE = (*LEAVES, "Get")
 """Operators that do no work under any cost model."""
@@ -55,6 +58,11 @@ class AtPoints:
     def coverage(self) -> Any:
         return getattr(self.model, "coverage", None)
 
+    def bound(self, cost: Cost) -> Cost:
+        """The cost as the model sees whole programs, if it does not just add prices up."""
+        made = getattr(self.model, "bound", None)
+        return cost if made is None else made(cost, self.points)
+
     def prices(self, space: SearchSpace) -> np.ndarray:
         """float64[n_nodes], milliseconds."""
         found = [np.asarray(self.model.prices(space.at(point)), dtype=np.float64) for point in self.points]
@@ -77,6 +85,15 @@ class Cost:
     prices: np.ndarray
     name: str
     growth_limit: float = 1.05
+
+    @property
+    def before(self) -> float:
+        """Milliseconds of the input graph as it stands, superfluous operators included."""
+        return float(self.prices[self.space.baseline].sum())
+
+    def ledger(self, choice: list[int], refs: list[int]) -> Ledger | None:
+        """Books that keep the cost of a changing program up to date; None where prices just add up."""
+        return None
 
     @cached_property
     def weight_limit(self) -> float:
@@ -144,8 +161,9 @@ def payable(space: SearchSpace) -> np.ndarray:
 
 
 def bind(model: CostModel, space: SearchSpace, max_weight_growth: float = 1.05) -> Cost:
-    """The model's prices of this space as a `Cost`. Whatever the model says, leaves, `Get` and constants are free,
-    and what the graph's source forbids cannot run.
+    """The model's prices of this space as a `Cost`, of a kind of its own where the model has a method `bound`.
+
+    Whatever the model says, leaves, `Get` and constants are free, and what the graph's source forbids cannot run.
 
     Raises ValueError when the model returns a wrong number of prices, a negative one or NaN.
     """
@@ -159,4 +177,6 @@ def bind(model: CostModel, space: SearchSpace, max_weight_growth: float = 1.05) 
     if np.isnan(prices).any() or (prices < 0).any():
         raise ValueError(f"{model.name} gave negative prices or NaN")
     prices.setflags(write=False)
-    return Cost(space, prices, model.name, max_weight_growth)
+    cost = Cost(space, prices, model.name, max_weight_growth)
+    made = getattr(model, "bound", None)
+    return cost if made is None else made(cost)

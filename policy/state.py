@@ -62,6 +62,10 @@ class State:
         self._low: dict[int, int] = {}
         for c in rules.root_classes:
             self._acquire(c)
+        self.ledger = rules.cost.ledger(self.choice, self.refs)
+        """Books of a cost that is more than a sum of prices; None for one that is not."""
+        if self.ledger is not None:
+            self.cost = self.ledger.settle([c for c, n in enumerate(self.refs) if n])
         self._forget()
         a = len(rules.actions)
         self.delta = np.zeros(a)
@@ -89,6 +93,8 @@ class State:
         other._refs_log, other._choice_log, other._born = [], [], []
         other._stale = set(self._stale)
         other._watchers = [dict(w) for w in self._watchers]
+        if self.ledger is not None:
+            other.ledger = self.ledger.copy(other.choice, other.refs)
         return other
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -149,15 +155,19 @@ class State:
         nodes, touched, low = self.rules.actions[a].nodes, self._touched, self._low
         touched.clear()
         low.clear()
+        if self.ledger is not None:
+            self.ledger.touched.clear()
         cost, size, key = self.cost, self.bytes, self.key
         done = self._perform(nodes) and self.key != key
         move = Move(self.cost - cost, self.bytes - size, self.key ^ key)
-        self._undo(0, 0, cost, size, key)
+        self._undo(0, 0, 0, cost, size, key)
         self.closable[a], self._old[a] = done, False
         if a < self.rules.n_sites:
             self._stale.discard(a)
             self.turn[a] = move.key
             refs = self.refs
+            if self.ledger is not None:
+                touched |= self.ledger.touched
             for c in touched:
                 self._watchers[c][a] = refs[c] - low[c] if c in low else 0
         if not done:
@@ -192,7 +202,7 @@ class State:
         self._touched.clear()
         cost, size, key = self.cost, self.bytes, self.key
         if not self._perform(self.rules.actions[a].nodes):
-            self._undo(0, 0, cost, size, key)
+            self._undo(0, 0, 0, cost, size, key)
             return False
         net: dict[int, int] = {}
         for k in self._refs_log:
@@ -201,6 +211,8 @@ class State:
             else:
                 net[~k] = net.get(~k, 0) - 1
         switched = {c for c, _ in self._choice_log}
+        if self.ledger is not None:  # which readers a class has matters there, not only how many
+            switched.update(net)
         self._forget()
         self._old[self.rules.n_sites :] = True
         self._summed = False
@@ -215,16 +227,28 @@ class State:
         self._refs_log.clear()
         self._choice_log.clear()
         self._born.clear()
+        if self.ledger is not None:
+            self.ledger.log.clear()
 
     def snapshot(self) -> Snapshot:
         return Snapshot(list(self.choice), list(self.refs), self.cost, self.bytes, self.key)
 
     def restore(self, to: Snapshot) -> None:
+        kids, fused = self.rules.kids, self.ledger is not None
+        changed: set[int] = set()
         for c, (m, n, i, j) in enumerate(zip(self.refs, to.refs, self.choice, to.choice, strict=True)):
             if m != n or i != j:
-                self._spoil(c, 0 if i != j else min(m, n))
+                self._spoil(c, 0 if i != j or fused else min(m, n))
+                if fused:
+                    changed.update((c, *(kids[i] if m else ()), *(kids[j] if n else ())))
         self.choice, self.refs = list(to.choice), list(to.refs)
         self.cost, self.bytes, self.key = to.cost, to.bytes, to.key
+        if self.ledger is not None:
+            for c in changed:
+                self._spoil(c, 0)
+            self.ledger.choice, self.ledger.refs = self.choice, self.refs
+            self.ledger.settle(changed)
+            self.ledger.log.clear()
         self._old[self.rules.n_sites :] = True
         self._summed = False
 
@@ -273,15 +297,19 @@ class State:
                     return False
             elif not self._close(k, c, plan, known):
                 return False
-        old = self.choice[c]
+        old, at = self.choice[c], (len(self._refs_log), len(self._choice_log))
         for k in kids:
             self._acquire(k)
         self._choice_log.append((c, old))
         self.choice[c] = i
-        self.cost += r.price[i] - r.price[old]
+        self.cost += r.paid[i] - r.paid[old]
         self.key ^= r.keys[i] ^ r.keys[old]
         for k in r.kids[old]:
             self._release(k)
+        if self.ledger is not None:
+            changed = {k if k >= 0 else ~k for k in self._refs_log[at[0] :]}
+            changed.update(d for d, _ in self._choice_log[at[1] :])
+            self.cost += self.ledger.settle(changed)
         return True
 
     def _reaches(self, k: int, target: int, known: dict[int, bool]) -> bool:
@@ -371,9 +399,10 @@ class State:
         """Switch live class `d` to `i` if that needs only what is at hand and lowers the cost."""
         if not self._ready(i, near) or not self._promises(d, i):
             return
-        at = len(self._refs_log), len(self._choice_log), self.cost, self.bytes, self.key
+        booked = 0 if self.ledger is None else len(self.ledger.log)
+        at = len(self._refs_log), len(self._choice_log), booked, self.cost, self.bytes, self.key
         births = len(self._born)
-        if self._switch(d, i) and self.cost >= at[2] - self.rules.epsilon:
+        if self._switch(d, i) and self.cost >= at[3] - self.rules.epsilon:
             self._undo(*at)
             del self._born[births:]
 
@@ -382,7 +411,7 @@ class State:
         r, refs, low = self.rules, self.refs, self._low
         kept = r.kids[i]
         stack = [self.choice[d]]
-        gain = -r.price[i] - r.epsilon
+        gain = -r.paid[i] - r.epsilon  # fused, it may come for nothing
         left: dict[int, int] = {}
         while stack:
             j = stack.pop()
@@ -418,7 +447,7 @@ class State:
             elif i != self.choice[k]:
                 self._choice_log.append((k, self.choice[k]))
                 self.choice[k] = i
-            self.cost += r.price[i]
+            self.cost += r.paid[i]
             self.key ^= r.keys[i]
             self._born.append(k)
             stack.extend(r.kids[i])
@@ -437,12 +466,14 @@ class State:
                 self.bytes -= r.size[k]
                 continue
             i = self.choice[k]
-            self.cost -= r.price[i]
+            self.cost -= r.paid[i]
             self.key ^= r.keys[i]
             stack.extend(r.kids[i])
 
-    def _undo(self, refs_mark: int, choice_mark: int, cost: float, size: float, key: int) -> None:
+    def _undo(self, refs_mark: int, choice_mark: int, booked: int, cost: float, size: float, key: int) -> None:
         """Back to the state at these marks; everything undone counts as touched."""
+        if self.ledger is not None:
+            self.ledger.undo(booked)
         refs, touched, low, log = self.refs, self._touched, self._low, self._refs_log
         for k in reversed(log[refs_mark:]):
             if k >= 0:

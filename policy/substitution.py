@@ -53,6 +53,10 @@ class Substitutions:
         self.kids = [tuple(dict.fromkeys(k)) for k in space.child_lists]
         self.size = [t.bytes if k else 0.0 for t, k in zip(space.types, self.const, strict=True)]
         self.price = finite_prices(space, cost.prices)
+        """Milliseconds of each e-node by itself, by which dead classes are closed."""
+        self.fused = cost.ledger([], []) is not None
+        self.paid = [0.0] * space.n_nodes if self.fused else self.price
+        """What each live e-node adds to the cost; nothing where a ledger keeps it."""
         _, smallest = tree_costs(space, [1.0] * space.n_nodes)
         self.fixed = list(smallest)
         for c, i in enumerate(original):  # the original's constants are closed among themselves, new ones read them
@@ -81,7 +85,8 @@ class Substitutions:
         self.orbit_sites = np.array([number[i] for nodes in alike for i in nodes], dtype=np.int64)
         """The site actions of all orbits, one orbit after the other."""
         self.orbit_start = np.cumsum([0, *(len(nodes) for nodes in alike)])[:-1].astype(np.int64)
-        self.original_cost = sum(self.price[i] for i in original if i >= 0)
+        added = sum(self.price[i] for i in original if i >= 0)
+        self.original_cost = cost.total(space.original) if self.fused else added
         self.epsilon = EPSILON * self.original_cost
         self.bytes_limit = cost.weight_limit
 

@@ -1,0 +1,261 @@
+"""The kernels of one program and what they cost, kept up to date where the program changes.
+
+Kernels never reach across a *seal*: the result of an operator that is needed outside, or by an operator that takes
+nothing in (a product), or that can only end a kernel. So the program falls apart into small *pieces*, connected by
+what is not sealed, and `FuseOps` can be run on each by itself: within a piece the post-dominators are those of the
+whole graph, and what lies behind a seal could not be fused anyway. A change concerns the pieces that it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from .partition import partition
+from .patterns import Kind, Primitive
+from .units import Units
+
+Members = Sequence[tuple[int, int]]
+"""The primitives of a kernel: (unit, number of the primitive), in an order in which they can run."""
+
+
+class Piece(NamedTuple):
+    """A connected part of the program: the values in it and what their kernels cost, in ms."""
+
+    values: tuple[int, ...]
+    cost: float
+
+
+class Fuser:
+    """How the units of a space or graph fuse, and what kernels cost.
+
+    price: milliseconds of a kernel. Pieces that were met before are remembered.
+    """
+
+    def __init__(self, units: Units, price: Callable[[Members], float]) -> None:
+        self.units, self.price = units, price
+        none: tuple[Primitive, ...] = ()
+        self.found = [units.primitives(i) if on else none for i, on in enumerate(units.active)]
+        self.edges = [self._edges(i) for i in range(len(units.ops))]
+        """For each unit what it reads, and the largest pattern kind among the primitives that read it."""
+        self.readers: list[list[int]] = [[] for _ in units.types]
+        for i, edges in enumerate(self.edges):
+            for k in edges:
+                self.readers[k].append(i)
+        self._pieces: dict[frozenset[int], float] = {}
+        self._tags: dict[int, int] = {}
+
+    def _edges(self, i: int) -> dict[int, int]:
+        edges: dict[int, int] = {}
+        for p in self.found[i]:
+            for r in p.reads:
+                if r >= 0 and not self.units.constant[self.units.kids[i][r]]:
+                    k = self.units.kids[i][r]
+                    edges[k] = max(edges.get(k, 0), int(p.kind))
+        return edges
+
+    def tag(self, i: int) -> int:
+        known = self._tags.get(i)
+        if known is None:
+            known = self._tags[i] = self.units.tag(i)
+        return known
+
+    def cost(self, chosen: dict[int, int], sealed: dict[int, bool]) -> float:
+        """Milliseconds of a piece: the unit of each of its values, and which values are sealed."""
+        key = frozenset((i << 1) | sealed[c] for c, i in chosen.items())
+        known = self._pieces.get(key)
+        if known is None:
+            known = self._pieces[key] = sum(self.price(kernel) for kernel in self.kernels(chosen, sealed))
+        return known
+
+    def kernels(self, chosen: dict[int, int], sealed: dict[int, bool]) -> list[list[tuple[int, int]]]:
+        """The kernels of a piece."""
+        order = self._order(chosen, sealed)
+        nodes = [(i, j) for i in order for j in range(len(self.found[i]))]
+        if len(nodes) == 1:
+            return [nodes]
+        number = {node: n for n, node in enumerate(nodes)}
+        readers: list[list[int]] = [[] for _ in nodes]
+        kinds = [int(self.found[i][j].kind) for i, j in nodes]
+        shut = [False] * len(nodes)
+        for n, (i, j) in enumerate(nodes):
+            for r in self.found[i][j].reads:
+                if r < 0:
+                    readers[number[i, ~r]].append(n)
+                    continue
+                k = self.units.kids[i][r]
+                if k in chosen and not sealed[k]:
+                    readers[number[chosen[k], len(self.found[chosen[k]]) - 1]].append(n)
+            if j == len(self.found[i]) - 1:
+                shut[n] = sealed[self.units.value[i]]
+        groups = partition(kinds, readers, shut)
+        kernels: dict[int, list[tuple[int, int]]] = {}
+        for n, group in enumerate(groups):
+            kernels.setdefault(group, []).append(nodes[n])
+        for group, members in kernels.items():  # the result last
+            members.remove(nodes[group])
+            members.append(nodes[group])
+        return list(kernels.values())
+
+    def _order(self, chosen: dict[int, int], sealed: dict[int, bool]) -> list[int]:
+        """The units of a piece, operands first; of two operands the last one first, as graphs are written."""
+        order: list[int] = []
+        done: dict[int, bool] = {}
+        starts = [c for c in chosen if sealed[c]]
+        if len(starts) > 1:
+            starts.sort(key=lambda c: (self.tag(chosen[c]), c))
+        for start in (*starts, *chosen):
+            stack = [start]
+            while stack:
+                c = stack[-1]
+                state = done.get(c)
+                if state is None:
+                    done[c] = False
+                    stack.extend(k for k in self.units.kids[chosen[c]] if k in chosen and k not in done)
+                else:
+                    stack.pop()
+                    if not state:
+                        done[c] = True
+                        order.append(chosen[c])
+        return order
+
+
+class Ledger:
+    """The pieces of one program, changed with it.
+
+    choice: the unit of each value; refs: how many live units and outputs read it (0: it is not live). Both are the
+    caller's lists, which it changes in place before it calls `settle`.
+    """
+
+    def __init__(self, fuser: Fuser, choice: list[int], refs: list[int]) -> None:
+        self.fuser = fuser
+        self.choice, self.refs = choice, refs
+        self.piece: list[Piece | None] = [None] * len(choice)
+        """The piece of each live value."""
+        self.log: list[tuple[int, Piece | None]] = []
+        self.touched: set[int] = set()
+        """Values that the last calls of `settle` looked at."""
+
+    def copy(self, choice: list[int], refs: list[int]) -> Ledger:
+        """Another ledger at the same program, for other lists that hold the same."""
+        other = Ledger(self.fuser, choice, refs)
+        other.piece = list(self.piece)
+        return other
+
+    def settle(self, changed: Iterable[int]) -> float:
+        """Take note that these values got another unit or other readers, or became live or dead; the change in ms."""
+        refs, units, piece = self.refs, self.fuser.units, self.piece
+        delta = 0.0
+        todo = list(dict.fromkeys(changed))
+        fresh: set[int] = set()
+        sealed: dict[int, bool] = {}
+        position = 0
+        while position < len(todo):
+            c = todo[position]
+            position += 1
+            if units.constant[c] or c in fresh:
+                continue
+            self.touched.add(c)
+            old = piece[c]
+            if old is not None:
+                delta -= self._drop(old, todo)
+            if not refs[c] or not units.active[self.choice[c]]:
+                continue
+            chosen = self._connected(c, sealed)
+            for d in chosen:
+                before = piece[d]
+                if before is not None:
+                    delta -= self._drop(before, todo)
+            made = Piece(tuple(chosen), self.fuser.cost(chosen, {d: sealed[d] for d in chosen}))
+            for d in chosen:
+                self.log.append((d, None))
+                piece[d] = made
+            fresh.update(chosen)
+            self.touched.update(chosen)
+            delta += made.cost
+        return delta
+
+    def _drop(self, old: Piece, todo: list[int]) -> float:
+        """Take a piece out of the books; its values have to be looked at again. Returns what it cost."""
+        for d in old.values:
+            self.log.append((d, old))
+            self.piece[d] = None
+        todo.extend(old.values)
+        return old.cost
+
+    def _connected(self, start: int, sealed: dict[int, bool]) -> dict[int, int]:
+        """The values that are connected with `start` by what is not sealed, with their units."""
+        choice, refs, fuser = self.choice, self.refs, self.fuser
+        value, active, constant = fuser.units.value, fuser.units.active, fuser.units.constant
+        found = {start: choice[start]}
+        stack = [start]
+        while stack:
+            c = stack.pop()
+            i = choice[c]
+            if not self.sealed(c, sealed):
+                for j in fuser.readers[c]:
+                    d = value[j]
+                    if d not in found and refs[d] and choice[d] == j:
+                        found[d] = j
+                        stack.append(d)
+            for k, kind in fuser.edges[i].items():
+                if k in found or constant[k] or kind >= Kind.FUSABLE or not refs[k] or not active[choice[k]]:
+                    continue
+                if not self.sealed(k, sealed):
+                    found[k] = choice[k]
+                    stack.append(k)
+        return found
+
+    def sealed(self, c: int, known: dict[int, bool]) -> bool:
+        """Whether nothing of the kernel that gives live value `c` can reach beyond it."""
+        state = known.get(c)
+        if state is not None:
+            return state
+        self.touched.add(c)
+        choice, refs, fuser = self.choice, self.refs, self.fuser
+        last = fuser.found[choice[c]][-1].kind
+        state = c in fuser.units.roots or last in (Kind.REDUCTION, Kind.OPAQUE)
+        if not state:
+            highest, read = Kind.FUSABLE if last != Kind.FUSABLE else Kind.BROADCAST, False
+            for j in fuser.readers[c]:
+                d = fuser.units.value[j]
+                if choice[d] == j and refs[d]:
+                    read = True
+                    if fuser.edges[j][c] >= highest:
+                        state = True
+                        break
+            state = state or not read
+        known[c] = state
+        return state
+
+    def undo(self, mark: int = 0) -> None:
+        """Back to what was when the log had `mark` entries."""
+        for c, before in reversed(self.log[mark:]):
+            self.piece[c] = before
+        del self.log[mark:]
+
+    def kernels(self) -> list[list[tuple[int, int]]]:
+        """The kernels of the program, piece by piece."""
+        known: dict[int, bool] = {}
+        pieces = {id(p): p for p in self.piece if p is not None}
+        return [
+            kernel
+            for p in pieces.values()
+            for kernel in self.fuser.kernels(
+                {c: self.choice[c] for c in p.values}, {c: self.sealed(c, known) for c in p.values}
+            )
+        ]
+
+
+def settled(fuser: Fuser, choice: list[int], order: Iterable[int]) -> tuple[Ledger, float]:
+    """The ledger of a whole program, and its cost in ms. order: the live values."""
+    refs = [0] * len(choice)
+    live = list(order)
+    for c in live:
+        refs[c] += c in fuser.units.roots
+        for k in set(fuser.units.kids[choice[c]]):
+            refs[k] += 1
+    ledger = Ledger(fuser, choice, refs)
+    cost = ledger.settle(live)
+    ledger.log.clear()
+    return ledger, cost
