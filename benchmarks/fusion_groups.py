@@ -26,7 +26,7 @@ from xrlflow.cost.base import bind
 from xrlflow.cost.fusion import fusion
 from xrlflow.cost.ledger import settled
 from xrlflow.cost.units import Units
-from xrlflow.egraph.graph import Graph
+from xrlflow.egraph.graph import Graph, TensorType, TupleType
 from xrlflow.egraph.saturate import saturate
 from xrlflow.lowering import load, to_onnx, tvm_module
 from xrlflow.policy.state import State
@@ -74,8 +74,9 @@ def bindings(function: Any) -> list[Any]:
 
 
 def plain(name: str) -> str:
-    """A function's name without the number that tells it from its namesakes."""
-    return re.sub(r"\d+$", "", name)
+    """A function's name without the number that tells it from its namesakes; of a reshape there are several names."""
+    name = re.sub(r"\d+$", "", name)
+    return "reshape" if name in ("expand_dims", "squeeze") else name
 
 
 def typed(var: Any) -> str:
@@ -96,15 +97,17 @@ def predicted(graph: Graph) -> Counter[Kernel]:
     ledger, _ = settled(model.fuser(units, [(units, 1.0)]), list(range(len(graph.nodes))), graph.live)
     found: Counter[Kernel] = Counter()
     for members in ledger.kernels():
-        names = sorted(n for i, j in members for n in ledger.fuser.found[i][j].names)
+        names = sorted(plain(n) for i, j in members for n in ledger.fuser.found[i][j].names)
         if not names:
             continue
         i, j = members[-1]
         kind = units.types[units.value[i]]
         if j < len(ledger.fuser.found[i]) - 1:
             kind = units.types[units.kids[i][max(0, ledger.fuser.found[i][j].reads[0])]]
-        items = getattr(kind, "items", None) or (kind,)
-        found[tuple(names), ", ".join(f"{t.dtype}[{','.join(map(str, t.shape))}]" for t in items)] += 1
+            if names == ["transpose"] and isinstance(kind, TensorType):  # an operand of Gemm
+                kind = TensorType((kind.shape or ())[::-1], kind.dtype)
+        items = kind.items if isinstance(kind, TupleType) else (kind,)
+        found[tuple(names), ", ".join(f"{t.dtype}[{','.join(map(str, t.shape or ()))}]" for t in items)] += 1
     return found
 
 
@@ -155,14 +158,20 @@ def report(records: list[dict[str, Any]], command: str) -> str:
         for r in records
     ]
     failed = [f"- {r['model']}: {r['failed']} programs ({r['error']})" for r in records if r["failed"]]
-    return "\n".join([
-        "# Kernels that TVM forms, predicted", "", f"    {command}", "",
-        f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}. A kernel is predicted if it is of "
-        "the same functions and gives a result of the same type.", "",
-        "| model | programs | kernels | predicted |", "|---|--:|--:|--:|", *rows,
-        f"| all | {sum(r['programs'] for r in records)} | {kernels} | **{100 * right / max(1, kernels):.2f} %** |", "",
-        *(["Programs that TVM's importer refuses:", "", *failed, ""] if failed else []),
-    ])  # fmt: skip
+    about = f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}."
+    total = f"| all | {sum(r['programs'] for r in records)} | {kernels} | **{100 * right / max(1, kernels):.2f} %** |"
+    lines = [
+        "# Kernels that TVM forms, predicted",
+        f"\n    {command}\n",
+        f"{about} A kernel is predicted if it is of the same functions and gives a result of the same type.\n",
+        "| model | programs | kernels | predicted |",
+        "|---|--:|--:|--:|",
+        *rows,
+        total,
+    ]
+    if failed:
+        lines += ["\nPrograms that TVM's importer refuses:\n", *failed]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

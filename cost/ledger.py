@@ -43,7 +43,6 @@ class Fuser:
             for k in edges:
                 self.readers[k].append(i)
         self._pieces: dict[frozenset[int], float] = {}
-        self._tags: dict[int, int] = {}
 
     def _edges(self, i: int) -> dict[int, int]:
         edges: dict[int, int] = {}
@@ -53,12 +52,6 @@ class Fuser:
                     k = self.units.kids[i][r]
                     edges[k] = max(edges.get(k, 0), int(p.kind))
         return edges
-
-    def tag(self, i: int) -> int:
-        known = self._tags.get(i)
-        if known is None:
-            known = self._tags[i] = self.units.tag(i)
-        return known
 
     def cost(self, chosen: dict[int, int], sealed: dict[int, bool]) -> float:
         """Milliseconds of a piece: the unit of each of its values, and which values are sealed."""
@@ -70,8 +63,7 @@ class Fuser:
 
     def kernels(self, chosen: dict[int, int], sealed: dict[int, bool]) -> list[list[tuple[int, int]]]:
         """The kernels of a piece."""
-        order = self._order(chosen, sealed)
-        nodes = [(i, j) for i in order for j in range(len(self.found[i]))]
+        nodes = [(i, j) for i in self._order(chosen, sealed) for j in range(len(self.found[i]))]
         if len(nodes) == 1:
             return [nodes]
         number = {node: n for n, node in enumerate(nodes)}
@@ -98,24 +90,22 @@ class Fuser:
         return list(kernels.values())
 
     def _order(self, chosen: dict[int, int], sealed: dict[int, bool]) -> list[int]:
-        """The units of a piece, operands first; of two operands the last one first, as graphs are written."""
+        """The units of a piece in the order in which TVM's importer meets them: operands first, the first one first.
+
+        The order decides which of two products a sum is fused to.
+        """
         order: list[int] = []
-        done: dict[int, bool] = {}
-        starts = [c for c in chosen if sealed[c]]
-        if len(starts) > 1:
-            starts.sort(key=lambda c: (self.tag(chosen[c]), c))
-        for start in (*starts, *chosen):
+        opened: set[int] = set()
+        for start in sorted(c for c in chosen if sealed[c]):
             stack = [start]
             while stack:
                 c = stack[-1]
-                state = done.get(c)
-                if state is None:
-                    done[c] = False
-                    stack.extend(k for k in self.units.kids[chosen[c]] if k in chosen and k not in done)
+                if c not in opened:
+                    opened.add(c)
+                    stack.extend(k for k in reversed(self.units.kids[chosen[c]]) if k in chosen and k not in opened)
                 else:
                     stack.pop()
-                    if not state:
-                        done[c] = True
+                    if chosen[c] not in order:
                         order.append(chosen[c])
         return order
 

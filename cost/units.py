@@ -6,7 +6,6 @@ itself. Everything here is worked out once; `ledger` keeps the kernels of one pr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +79,6 @@ class Units:
         return primitives(
             self.ops[i], self.attributes[i], types, [self.constant[k] for k in kids], self.types[self.value[i]]
         )
-
-    def tag(self, i: int) -> int:
-        """A number of the operator and the type of its result, the same in every process."""
-        text = f"{self.ops[i]}|{self.attributes[i]}|{self.types[self.value[i]]}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
