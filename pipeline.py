@@ -90,6 +90,7 @@ def cost_model(
     target: Target, name: str | None, options: Options, seconds: float, tell: Callable[[int, int], None] | None
 ) -> CostModel:
     """The cost model called `name` for this target; None takes the target's own."""
+    from .cost.fusion import fusion
     from .cost.roofline import roofline
 
     if name is None:
@@ -97,14 +98,47 @@ def cost_model(
     kind, _, device = name.partition(":")
     if kind == "roofline":
         return roofline(device)
-    if kind != "kernels" or device:
-        raise UserError(f"unknown cost {name!r}: give kernels or roofline:DEVICE")
+    if kind == "fusion" and (device or not target.measured):
+        return fusion(device or target.device)
+    if kind not in ("kernels", "fusion") or device:
+        raise UserError(f"unknown cost {name!r}: give kernels, fusion, fusion:DEVICE or roofline:DEVICE")
     if not target.measured:
         raise UserError(f"cost kernels needs a target that is measured, not {target}")
     from .cost.database import Database
+
+    if kind == "fusion":
+        from .cost.fused import FusedKernels
+
+        if target.kind == "onnxruntime":
+            raise UserError("cost fusion is how TVM fuses; for the target onnxruntime give kernels or roofline:DEVICE")
+        return FusedKernels(target, Database(), options.trials, seconds, tell)
     from .cost.kernels import kernels
 
     return kernels(target, Database(), trials=options.trials, seconds=seconds, progress=tell)
+
+
+LOOKS = 2000
+"""Cost evaluations with which the next kernels to time are looked for."""
+
+
+def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
+    """Time the kernels of what climbing finds, and climb again by what they took, until that asks for no new ones.
+
+    So of all kernels that a space could lead to only those are timed on which the choice hangs. Does nothing for a
+    cost without timed kernels.
+    """
+    from .cost.fused import FusedKernels
+    from .cost.fusion import FusionCost
+    from .policy.base import Budget, extractor
+
+    if not isinstance(cost, FusionCost) or not isinstance(cost.model, FusedKernels):
+        return
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = extractor("climb").extract(cost.space, cost, Budget(None, LOOKS), np.random.default_rng(seed))
+        left = deadline - time.monotonic()
+        if left <= 0 or not cost.model.measure([(cost, found.selection)], left):
+            break
 
 
 @dataclass
@@ -300,9 +334,10 @@ class Run:
     def price(self, space: SearchSpace) -> Cost:
         from .cost.base import AtPoints, bind
 
-        seconds = (self.share("price") or 0.0) / len(self.points)
-        model = cost_model(self.target, self.options.cost, self.options, seconds, self.progress.bar)
+        start, share = time.monotonic(), self.share("price") or 0.0
+        model = cost_model(self.target, self.options.cost, self.options, share / len(self.points), self.progress.bar)
         cost = bind(AtPoints(model, self.points), space, self.options.max_weight_growth)
+        refine(cost, share - (time.monotonic() - start), self.options.seed)
         # what extractors look at (sizes, FLOPs) is the space at the first point; e-nodes have the same numbers in both
         cost = replace(cost, space=space.at(self.points[0]))
         coverage = getattr(model, "coverage", None)

@@ -42,8 +42,19 @@ class Fusion:
         """How `units` fuse; a kernel costs the weighted sum of what it costs at each of the points."""
         pricers: list[Pricer] = []
         fuser = Fuser(units, lambda members: sum(p.price(members) for p in pricers))
-        pricers += [Pricer(at, fuser.found, self.device, scale) for at, scale in points]
+        pricers += [self.pricer(at, fuser, scale) for at, scale in points]
+        fuser.pricers = tuple(pricers)
         return fuser
+
+    def pricer(self, units: Units, fuser: Fuser, scale: float) -> Pricer:
+        """What prices kernels of `units` at one point."""
+        return Pricer(units, fuser.found, self.device, scale)
+
+    def before(self, cost: FusionCost) -> float:
+        """Milliseconds of the input graph as it stands, superfluous operators included."""
+        units = Units.of_graph(cost.space.graph, cost.points[0])
+        fuser = self.fuser(units, [(units, 1.0)])
+        return settled(fuser, list(range(len(cost.space.graph.nodes))), cost.space.graph.live)[1]
 
     def bound(self, cost: Cost, points: Sequence[Mapping[str, int]] = ({},)) -> FusionCost:
         """The cost of whole programs of the space that `cost` prices e-node by e-node, the mean over some bindings.
@@ -59,7 +70,7 @@ class Fusion:
             scales = [totals[0] / t / len(at) if t > 0 else 1.0 / len(at) for t in totals]
         fuser = self.fuser(at[0], list(zip(at, scales, strict=True)))
         return FusionCost(
-            space, cost.prices, cost.name, cost.growth_limit, fuser=fuser, model=self, point=dict(points[0])
+            space, cost.prices, cost.name, cost.growth_limit, fuser=fuser, model=self, points=tuple(points)
         )
 
 
@@ -67,12 +78,12 @@ class Fusion:
 class FusionCost(Cost):
     """A cost of whole programs: of the kernels that fusion makes of them. `prices` are those of e-nodes by themselves.
 
-    fuser: how the space's e-nodes fuse. point: the binding of symbols that the input graph is priced at.
+    fuser: how the space's e-nodes fuse. points: the bindings of symbols that it is the mean over.
     """
 
     fuser: Fuser = field(kw_only=True)
     model: Fusion = field(kw_only=True)
-    point: Mapping[str, int] = field(kw_only=True)
+    points: tuple[Mapping[str, int], ...] = field(kw_only=True)
 
     def total(self, choice: Selection | Sequence[int] | np.ndarray) -> float:
         """Milliseconds of a selection; a raw choice is walked from the roots first."""
@@ -92,10 +103,12 @@ class FusionCost(Cost):
 
     @property
     def before(self) -> float:
-        """Milliseconds of the input graph as it stands, superfluous operators included."""
-        graph = self.space.graph
-        units = Units.of_graph(graph, self.point)
-        return settled(self.model.fuser(units, [(units, 1.0)]), list(range(len(graph.nodes))), graph.live)[1]
+        return self.model.before(self)
+
+    @property
+    def pricers(self) -> tuple[Pricer, ...]:
+        """What prices kernels, one for each point."""
+        return self.fuser.pricers
 
 
 def fusion(device: str) -> Fusion:

@@ -16,21 +16,15 @@ import numpy as np
 from ..egraph.operators import VIEWS
 from ..egraph.space import SearchSpace
 from ..lowering.single import Kernel, NotSingle, kernel_of, single_model
-from ..lowering.tvm_tuner import CANDIDATES
 from .base import payable
+from .bench import Bench, Job
 from .database import Database
 from .roofline import OPAQUE_VIEWS, roofline
 from .target import Target
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout
-
-KERNEL_SECONDS = 60.0
-"""A kernel that takes longer than this to compile, tune and time is given up."""
+from .worker import Worker
 
 HOPELESS = 3.0
 """An e-node is not worth measuring if every selection through it costs this many times the original, by roofline."""
-
-_MEASURE = f"{__package__}.measurement:measure_kernel"
-_WARM_UP = f"{__package__}.measurement:warm_up"
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,6 @@ class Kernels:
         self.coverage = Coverage()
         self._worker = worker
 
-    @property
-    def state(self) -> str:
-        """The tuning state that latencies are remembered under."""
-        return "" if self.target.kind == "onnxruntime" else f"{self.trials} trials, v{CANDIDATES}"
-
     def prices(self, space: SearchSpace) -> np.ndarray:
         """float64[n_nodes], milliseconds; inf for an e-node that cannot run, unless the original uses it.
 
@@ -87,11 +76,7 @@ class Kernels:
         start = time.monotonic()
         rough = roofline(self.target.estimator).prices(space)
         kernels, order, useless = self._kernels(space, rough)
-        known: dict[str, float] = {}
-        for key in order:
-            found = self.database.get(key, self.target.fingerprint(), self.target.threads, self.state)
-            if found is not None:
-                known[key] = found.ms
+        known = Bench(self.target, self.database, self.trials, self._worker).remembered(order)
         remembered = len(known)
         missing = [k for k in order if k not in known]
         if missing:
@@ -132,49 +117,9 @@ class Kernels:
     ) -> None:
         """Measure kernels in order until the deadline; results go to `known` and the database."""
         by_key = {k.key: k for k in reversed(kernels.values())}
-        worker = self._worker or Worker(self.target.threads)
-        folder = str(self.database.schedules(self.target.fingerprint())) if self.trials and self.state else ""
-        try:
-            for done, key in enumerate(keys):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                try:
-                    model = single_model(by_key[key], space).SerializeToString()
-                except (NotSingle, ValueError):
-                    continue
-                try:
-                    worker.call(_WARM_UP, self.target.kind, timeout=max(30.0, left))
-                    left = deadline - time.monotonic()
-                    limit = min(KERNEL_SECONDS, left)
-                    found = worker.call(
-                        _MEASURE, model, self.target.kind, self.target.threads, folder, self.trials, 0.8 * limit,
-                        self.target.custom_ops, timeout=max(0.1, limit),
-                    )  # fmt: skip
-                except WorkerTimeout as e:
-                    if deadline - time.monotonic() <= 0.05 * KERNEL_SECONDS:
-                        break  # the budget ended, not the kernel's own limit
-                    self._remember(known, key, np.inf, reason=str(e))
-                except WorkerDied as e:
-                    self._remember(known, key, np.inf, reason=str(e))
-                except WorkerError as e:
-                    self._remember(known, key, np.inf, reason=str(e)[:300])
-                else:
-                    kernel = by_key[key]
-                    ms = float(found.pop("ms"))
-                    if found.get("complete", True):
-                        self._remember(known, key, ms, op=kernel.op, **found)
-                    else:
-                        known[key] = ms  # good enough for now, yet not what the key promises
-                if self.progress is not None:
-                    self.progress(done + 1, len(keys))
-        finally:
-            if self._worker is None:
-                worker.close()
-
-    def _remember(self, known: dict[str, float], key: str, ms: float, **detail: object) -> None:
-        known[key] = ms
-        self.database.put(key, self.target.fingerprint(), ms, self.target.threads, self.state, **detail)
+        jobs = [Job(key, by_key[key].op, lambda k=by_key[key]: single_model(k, space)) for key in keys]  # type: ignore[misc]
+        with Bench(self.target, self.database, self.trials, self._worker) as bench:
+            bench.measure(jobs, known, deadline, self.progress)
 
     def _fill(
         self, space: SearchSpace, rough: np.ndarray, kernels: dict[int, Kernel], known: dict[str, float]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .partition import partition
 from .patterns import Kind, Primitive
-from .units import Units
+from .units import Pricer, Units
 
 Members = Sequence[tuple[int, int]]
 """The primitives of a kernel: (unit, number of the primitive), in an order in which they can run."""
@@ -42,7 +42,13 @@ class Fuser:
         for i, edges in enumerate(self.edges):
             for k in edges:
                 self.readers[k].append(i)
+        self.pricers: tuple[Pricer, ...] = ()
+        """What `price` asks, one for each measuring point, if it does."""
         self._pieces: dict[frozenset[int], float] = {}
+
+    def forget(self) -> None:
+        """Price pieces anew: kernels cost something else now."""
+        self._pieces.clear()
 
     def _edges(self, i: int) -> dict[int, int]:
         edges: dict[int, int] = {}

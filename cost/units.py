@@ -36,6 +36,8 @@ class Units:
     constant: Sequence[bool]
     roots: frozenset[int]
     active: Sequence[bool]
+    space: SearchSpace | None = None
+    """Where they are from, if from a space."""
 
     @classmethod
     def of_space(cls, space: SearchSpace) -> Units:
@@ -45,7 +47,7 @@ class Units:
         active = [bool(p or g) for p, g in zip(paid, gets, strict=True)]
         return cls(
             space.ops, space.attributes, space.child_lists, space.node_class.tolist(), space.types,
-            space.const.tolist(), frozenset(space.roots.tolist()), active,
+            space.const.tolist(), frozenset(space.roots.tolist()), active, space,
         )  # fmt: skip
 
     @classmethod

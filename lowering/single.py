@@ -53,10 +53,10 @@ def kernel_of(space: SearchSpace, i: int) -> Kernel:
         kind = space.types[c]
         if isinstance(kind, TupleType):
             raise NotSingle(f"{op} reads a tuple")
-        inputs.append(kind if kind.dtype == "absent" else _known(kind, op))
+        inputs.append(kind if kind.dtype == "absent" else known_type(kind, op))
         constant.append(bool(space.const[c]))
-        weight = _weight(space, c)
-        values.append(weight.digest if not core(op) and weight is not None and weight.value is not None else None)
+        weight = None if core(op) else small_weight(space, c)
+        values.append(None if weight is None else weight.digest)
     output: Type
     if core(op):
         try:
@@ -66,22 +66,25 @@ def kernel_of(space: SearchSpace, i: int) -> Kernel:
     else:
         kind = space.node_type(i)
         if isinstance(kind, TupleType):
-            output = TupleType(tuple(_known(t, op) for t in kind.items))
+            output = TupleType(tuple(known_type(t, op) for t in kind.items))
         else:
-            output = _known(kind, op)
+            output = known_type(kind, op)
     return Kernel(op, attrs, tuple(inputs), tuple(constant), tuple(values), output)
 
 
-def _known(kind: TensorType, op: str) -> TensorType:
+def known_type(kind: TensorType, op: str) -> TensorType:
+    """The type with 1 for each symbolic extent; raises `NotSingle` where the shape is unknown."""
     if kind.shape is None:
         raise NotSingle(f"{op}: a shape is unknown")
     return TensorType(tuple(d if isinstance(d, int) else 1 for d in kind.shape), kind.dtype)
 
 
-def _weight(space: SearchSpace, c: int) -> Weight | None:
+def small_weight(space: SearchSpace, c: int) -> Weight | None:
+    """The weight of a constant class, if it is one whose values are at hand."""
     for i in space.nodes_of(c) if space.const[c] else ():
         if space.ops[i] == "Weight":
-            return space.graph.weights.get(str(space.attrs(i)["digest"]))
+            found = space.graph.weights.get(str(space.attrs(i)["digest"]))
+            return found if found is not None and found.value is not None else None
     return None
 
 
@@ -103,7 +106,7 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
         elif digest is not None:
             operands.append(g.weight(space.graph.weights[digest]))
         elif kernel.constant[k]:
-            operands.append(g.weight(Weight.of(_random(rng, kind, kernel.op), f"w{k}")))
+            operands.append(g.weight(Weight.of(constant_array(rng, kind, kernel.op), f"w{k}")))
         else:
             operands.append(g.input(f"x{k}", kind))
     if not core(kernel.op):
@@ -114,11 +117,12 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
         outputs = {f"y{k}": g.get(node, k) for k in range(len(kernel.output.items))}
     else:
         outputs = {"y": node}
-    return to_onnx(g.build(outputs, _versions(space.graph.source)))
+    return to_onnx(g.build(outputs, versions(space.graph.source)))
 
 
-def _random(rng: np.random.Generator, kind: TensorType, op: str) -> np.ndarray:
-    shape = tuple(d for d in kind.shape or () if isinstance(d, int))  # `_known` left no other
+def constant_array(rng: np.random.Generator, kind: TensorType, op: str) -> np.ndarray:
+    """Content for a constant that operator `op` reads; raises `NotSingle` where none is known to be valid."""
+    shape = tuple(d for d in kind.shape or () if isinstance(d, int))  # `known_type` left no other
     if kind.dtype in ("float16", "float32", "float64"):
         # Positive, so that a variance or a divisor is a sensible one; small, so that half precision does not overflow.
         return (0.05 + 0.1 * rng.random(shape)).astype(kind.dtype)
@@ -130,7 +134,7 @@ def _random(rng: np.random.Generator, kind: TensorType, op: str) -> np.ndarray:
     raise NotSingle(f"{op}: no content is known to be valid for a constant {kind}")
 
 
-def _versions(source: Any) -> Any:
+def versions(source: Any) -> Any:
     """The source's opsets and functions, without its inputs, outputs and metadata."""
     from .onnx_tensor import OnnxSource
 

@@ -1,0 +1,240 @@
+"""The `fusion` cost by measurement: each kernel that fusion would form is compiled, tuned shortly and timed, once.
+
+What was not timed yet gets its fused roofline price, scaled by what kernels of the same kind took. Only kernels that a
+search asks for are timed: those of the input first, then those of programs that it found promising (`refined`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ..egraph.saturate import saturate
+from ..egraph.space import SearchSpace, Selection
+from ..lowering.cluster import Cluster, cluster_model, cluster_of
+from ..lowering.single import NotSingle
+from .base import Cost
+from .bench import Bench, Job
+from .database import Database
+from .devices import DEVICES
+from .fusion import Fusion, FusionCost
+from .ledger import Fuser, Members
+from .patterns import Kind
+from .target import Target
+from .units import Pricer, Units
+from .worker import Worker
+
+RUNS_NOT = 1e3
+"""A kernel that cannot run is priced at so many times its roofline price."""
+
+KNOWN_ENOUGH = 2
+"""So many kernels of a kind must have been timed for its own factor to count; else it is that of all kernels."""
+
+
+@dataclass(frozen=True)
+class FusedCoverage:
+    """Where the prices of kernels come from.
+
+    kernels: distinct ones that were asked for. measured: in this process. remembered: from the database. estimated: by
+    the scaled roofline. failed: cannot run. error: median relative error of estimates, each timed kernel estimated from
+    the others; None with too few of them.
+    """
+
+    kernels: int = 0
+    measured: int = 0
+    remembered: int = 0
+    estimated: int = 0
+    failed: int = 0
+    error: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        known = self.measured + self.remembered
+        text = f"{known} of {self.kernels} kernels measured ({self.remembered} remembered), {self.estimated} estimated"
+        return text if self.error is None else f"{text}, typically within {100 * self.error:.0f} %"
+
+
+@dataclass
+class Timings:
+    """What is known of kernels on a target. roofline: ms by the fused roofline. kind: which factor they share."""
+
+    known: dict[str, float] = field(default_factory=dict)
+    roofline: dict[str, float] = field(default_factory=dict)
+    kind: dict[str, str] = field(default_factory=dict)
+    remembered: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    """Keys that the database was asked for."""
+
+    def ratios(self, without: str = "") -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"": []}
+        for key, ms in self.known.items():
+            if key != without and 0 < ms < math.inf and self.roofline.get(key, 0.0) > 0:
+                for kind in ("", self.kind[key]):
+                    found.setdefault(kind, []).append(ms / self.roofline[key])
+        return found
+
+    def factors(self, without: str = "") -> dict[str, float]:
+        """Measured over roofline, the median by kind and ("") over all."""
+        ratios = self.ratios(without)
+        return {k: statistics.median(r) for k, r in ratios.items() if len(r) >= (1 if k == "" else KNOWN_ENOUGH)}
+
+    @property
+    def error(self) -> float | None:
+        """Median relative error of an estimate, each kernel left out in turn."""
+        found = []
+        for key, ms in self.known.items():
+            if 0 < ms < math.inf and key in self.roofline:
+                factors = self.factors(key)
+                if factors:
+                    guess = self.roofline[key] * factors.get(self.kind[key], factors[""])
+                    found.append(abs(guess - ms) / ms)
+        return statistics.median(found) if len(found) > KNOWN_ENOUGH else None
+
+
+class TimedPricer(Pricer):
+    """Prices kernels by what they took, else by the scaled roofline. space: where the units are from."""
+
+    def __init__(self, pricer: Pricer, space: SearchSpace, timings: Timings) -> None:
+        super().__init__(pricer.units, pricer.found, pricer.device, pricer.scale)
+        self.space, self.timings = space, timings
+        self.factors = timings.factors()
+        self._clusters: dict[tuple[tuple[int, int], ...], Cluster | None] = {}
+
+    def cluster(self, members: Members) -> Cluster | None:
+        """The kernel as a model of its own; None where it only prepares an operand, or cannot be one."""
+        key = tuple(members)
+        if key not in self._clusters:
+            own, units = set(members), list(dict.fromkeys(i for i, _ in members))
+            self._clusters[key] = None
+            if all((i, len(self.found[i]) - 1) in own for i in units):
+                with contextlib.suppress(NotSingle):
+                    self._clusters[key] = cluster_of(self.space, units)
+        return self._clusters[key]
+
+    def kind(self, members: Members) -> str:
+        """Kernels with the same dearest operator share a factor; those without a product or reduction are one kind."""
+        i, j = max(members, key=lambda m: self.found[m[0]][m[1]].kind)
+        return self.units.ops[i] if self.found[i][j].kind >= Kind.REDUCTION else "pointwise"
+
+    def rough(self, members: Members) -> float:
+        """Milliseconds by the roofline alone."""
+        return super().price(members) / self.scale
+
+    def price(self, members: Members) -> float:
+        rough = super().price(members)
+        if rough <= 0:
+            return rough
+        cluster = self.cluster(members)
+        ms = None if cluster is None else self.timings.known.get(cluster.key)
+        if ms is None:
+            return rough * self.factors.get(self.kind(members), self.factors.get("", 1.0))
+        return self.scale * ms if ms < math.inf else rough * RUNS_NOT
+
+
+class FusedKernels(Fusion):
+    """The fusion cost of a target whose kernels are timed, as a `CostModel`.
+
+    trials: tuning candidates per kernel. seconds: limit for timing the input's own kernels. `coverage` tells where
+    prices come from.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        database: Database,
+        trials: int = 8,
+        seconds: float = 60.0,
+        progress: Callable[[int, int], None] | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        super().__init__(DEVICES[target.estimator])
+        self.name = f"fusion:{target}"
+        self.seconds, self.progress = seconds, progress
+        self.bench = Bench(target, database, trials, worker)
+        self.timings = Timings()
+        self.spent = 0.0
+        self._pricers: list[TimedPricer] = []
+        self._plain: dict[int, FusionCost] = {}
+
+    def pricer(self, units: Units, fuser: Fuser, scale: float) -> Pricer:
+        plain = super().pricer(units, fuser, scale)
+        if units.space is None:
+            return plain
+        self._pricers.append(TimedPricer(plain, units.space, self.timings))
+        return self._pricers[-1]
+
+    def bound(self, cost: Cost, points: Sequence[Mapping[str, int]] = ({},)) -> FusionCost:
+        """The cost of whole programs; the kernels of the input graph are timed first."""
+        found = super().bound(cost, points)
+        plain = self.plain(found)
+        self.measure([(plain, plain.space.original), (found, found.space.original)], self.seconds)
+        return found
+
+    def plain(self, cost: FusionCost) -> FusionCost:
+        """The cost of the input graph's own space, in which nothing was rewritten."""
+        key = id(cost.space.graph)
+        if key not in self._plain:
+            space = saturate(cost.space.graph, [], max_iterations=1)
+            self._plain[key] = super().bound(Cost(space, np.zeros(space.n_nodes), self.name), cost.points)
+        return self._plain[key]
+
+    def before(self, cost: FusionCost) -> float:
+        plain = self.plain(cost)
+        return plain.total(plain.space.original)
+
+    def measure(self, programs: Iterable[tuple[FusionCost, Selection]], seconds: float) -> bool:
+        """Time what these programs' kernels lack, the longest first; whether prices changed by it.
+
+        Costs of this model are up to date afterwards; searches that are under way are not.
+        """
+        start, before = time.monotonic(), len(self.timings.known)
+        jobs: dict[str, tuple[float, Job]] = {}
+        for cost, selection in programs:
+            self._ask(cost, selection, jobs)
+        order = [job for _, job in sorted(jobs.values(), key=lambda item: (-item[0], item[1].key))]
+        with self.bench as bench:
+            bench.measure(order, self.timings.known, start + seconds, self.progress)
+        self.spent += time.monotonic() - start
+        factors = self.timings.factors()
+        for pricer in self._pricers:
+            pricer.factors = factors
+        for cost, _ in programs:
+            cost.fuser.forget()
+        return len(self.timings.known) > before
+
+    def _ask(self, cost: FusionCost, selection: Selection, jobs: dict[str, tuple[float, Job]]) -> None:
+        """Note the kernels of a program that are not known, with their share of the time as far as it can be told."""
+        timings = self.timings
+        for members in cost.books(selection)[0].kernels():
+            for pricer in cost.pricers:
+                assert isinstance(pricer, TimedPricer)
+                cluster, rough = pricer.cluster(members), pricer.rough(members)
+                if cluster is None or rough <= 0:
+                    continue
+                key = cluster.key
+                timings.roofline[key], timings.kind[key] = rough, pricer.kind(members)
+                if key not in timings.asked:
+                    timings.asked.add(key)
+                    found = self.bench.remembered([key])
+                    timings.known.update(found)
+                    timings.remembered.update(found)
+                if key not in timings.known:
+                    job = Job(key, cluster.label, partial(cluster_model, cluster, pricer.space))
+                    jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
+
+    @property
+    def coverage(self) -> FusedCoverage:
+        """Where prices come from by now."""
+        t = self.timings
+        failed = sum(ms == math.inf for ms in t.known.values())
+        fresh = len(set(t.known) - t.remembered)
+        return FusedCoverage(
+            len(t.asked), fresh, len(t.remembered), len(t.asked) - len(t.known), failed, t.error, self.spent
+        )

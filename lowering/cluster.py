@@ -1,0 +1,134 @@
+"""Several e-nodes that a compiler makes one kernel of, as a model of their own: what the `fusion` cost times."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..egraph.graph import Attributes, GraphBuilder, TensorType, TupleType, Type, Weight
+from ..egraph.operators import core
+from ..egraph.space import SearchSpace
+from .single import NotSingle, constant_array, kernel_of, known_type, small_weight, versions
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of a cluster. operands: numbers of the cluster's inputs, or ~j for the result of its j-th step."""
+
+    op: str
+    attributes: Attributes
+    operands: tuple[int, ...]
+    output: Type
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Operators that run as one kernel, the last of which gives its result.
+
+    inputs: types of what is read from outside, symbolic extents replaced by 1. constant: which of them are constants.
+    values: digests of small constants that opaque operators read, else None.
+    """
+
+    steps: tuple[Step, ...]
+    inputs: tuple[TensorType, ...]
+    constant: tuple[bool, ...]
+    values: tuple[str | None, ...]
+
+    @property
+    def key(self) -> str:
+        """Stable hash of all of it (32 hex digits)."""
+        steps = [
+            (s.op, tuple((k, v) for k, v in s.attributes if k != "unique"), s.operands, str(s.output))
+            for s in self.steps
+        ]
+        text = f"2|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def label(self) -> str:
+        """Its operators, for people."""
+        return "+".join(s.op for s in self.steps)
+
+
+def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
+    """The cluster of these e-nodes, operands first; parts of a tuple that is computed elsewhere are inputs.
+
+    Raises `NotSingle` when shapes are not known well enough.
+    """
+    place: dict[int, int] = {}
+    steps: list[Step] = []
+    inputs: list[TensorType] = []
+    constant: list[bool] = []
+    values: list[str | None] = []
+
+    def outside(c: int, opaque: bool) -> int:
+        kind = space.types[c]
+        if isinstance(kind, TupleType):
+            raise NotSingle("a tuple is read")
+        weight = small_weight(space, c) if opaque else None
+        place[c] = len(inputs)
+        inputs.append(kind if kind.dtype == "absent" else known_type(kind, "a kernel"))
+        constant.append(bool(space.const[c]))
+        values.append(None if weight is None else weight.digest)
+        return place[c]
+
+    for i in enodes:
+        own = int(space.node_class[i])
+        if space.ops[i] == "Get" and space.child_lists[i][0] not in place:
+            outside(own, False)
+            continue
+        opaque = not core(space.ops[i])
+        operands = tuple(place[c] if c in place else outside(c, opaque) for c in space.child_lists[i])
+        place[own] = ~len(steps)
+        if space.ops[i] == "Get":
+            output = space.node_type(i)
+        else:
+            output = kernel_of(space, i).output
+        steps.append(Step(space.ops[i], space.attributes[i], operands, output))
+    if not steps:
+        raise NotSingle("nothing is computed")
+    return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values))
+
+
+def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0) -> onnx.ModelProto:
+    """The cluster as an ONNX model in the opset of the space's graph.
+
+    Constants are initializers with random content (small ones of opaque operators keep theirs); all else is an input.
+    Raises `NotSingle` where no content is known to be valid.
+    """
+    from .onnx_writer import to_onnx
+
+    rng = np.random.default_rng(seed)
+    g = GraphBuilder()
+    operands: list[int] = []
+    for k, kind in enumerate(cluster.inputs):
+        digest = cluster.values[k]
+        if kind.dtype == "absent":
+            operands.append(g.absent())
+        elif digest is not None:
+            operands.append(g.weight(space.graph.weights[digest]))
+        elif cluster.constant[k]:
+            reader = next(s.op for s in cluster.steps if k in s.operands)
+            operands.append(g.weight(Weight.of(constant_array(rng, kind, reader), f"w{k}")))
+        else:
+            operands.append(g.input(f"x{k}", kind))
+    made: list[int] = []
+    for step in cluster.steps:
+        if not core(step.op):
+            digest = str(dict(step.attributes)["proto"])
+            g.opaques[digest] = space.graph.opaques[digest]
+        read = [operands[o] if o >= 0 else made[~o] for o in step.operands]
+        made.append(g.add(step.op, read, step.attributes, step.output))
+    output = cluster.steps[-1].output
+    if isinstance(output, TupleType):
+        outputs = {f"y{k}": g.get(made[-1], k) for k in range(len(output.items))}
+    else:
+        outputs = {"y": made[-1]}
+    return to_onnx(g.build(outputs, versions(space.graph.source)))
