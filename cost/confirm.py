@@ -4,11 +4,13 @@ Search data never decides, since the best of many noisy figures is biased. Both 
 once, and run in *blocks*: each block starts fresh processes, warms them up, and times rounds in which both sides run
 once in random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel.
 
-Statistics. The interval is the distribution-free one for the median of the pooled ratios by order statistics (the
-sign test inverted; Hahn and Meeker, Statistical Intervals, 5.2) at 99 %. The number of rounds is fixed before the first
-is looked at. Rounds share their process, whose memory layout is luck that lasts: hence several blocks, all of which
-must agree, and control blocks of the original against itself (A/A), whose largest deviation, at least `MARGIN`, the
-interval has to clear.
+Statistics. The interval is a *confidence sequence* for the median of the ratios: whatever their distribution, it holds
+the median at all times with 99 %, so that one may look after each block and stop when the answer is clear, or go on
+while it is not. It inverts a bet against "half of the ratios lie above m": the wealth of a gambler whose stakes are
+those of Krichevsky and Trofimov (1981) ever passes 100 with a probability of at most 1 % if that is true (Ville 1939;
+Howard and Ramdas, Sequential estimation of quantiles, Bernoulli 2022). Rounds share their process, whose memory layout
+is luck that lasts: hence several blocks, all of which must agree, and control blocks of the original against itself
+(A/A), whose largest deviation, at least `MARGIN`, the interval has to clear.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ MARGIN = 0.01
 
 LEVEL = 0.99
 """Level of the interval."""
+
+MOST_BLOCKS = 12
+"""Blocks and controls together that are run at most where the verdict is not clear."""
 
 _TASKS = f"{__package__}.measurement"
 
@@ -85,16 +90,28 @@ class Verdict:
 # Statistics
 
 
+def wealth(above: int, n: int) -> float:
+    """Logarithm of what a gambler has who bet against even odds n times, `above` of which came out on one side.
+
+    A fair game makes it larger than log(1/α) ever with a probability of at most α.
+    """
+    below = n - above
+    return (
+        n * math.log(2.0)
+        + math.lgamma(above + 0.5)
+        + math.lgamma(below + 0.5)
+        - math.lgamma(n + 1.0)
+        - math.log(math.pi)
+    )
+
+
 def median_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Interval that holds the median with at least this probability, whatever the distribution; (0, inf) if too few."""
+    """Interval that holds the median at every time with this probability, whatever the distribution; (0, inf) if there
+    are too few values to say anything."""
     ordered = np.sort(np.asarray(values, float))
-    n = len(ordered)
-    below = 0.0
+    n, needed = len(ordered), -math.log(1.0 - level)
     rank = 0
-    while rank < n // 2:
-        below += math.comb(n, rank) * 0.5**n
-        if below > (1 - level) / 2:
-            break
+    while rank < n // 2 and wealth(rank, n) >= needed:
         rank += 1
     return (0.0, math.inf) if rank == 0 else (float(ordered[rank - 1]), float(ordered[n - rank]))
 
@@ -119,6 +136,14 @@ def decide(
     elif math.log(high) < -used and max(medians) < 1.0:
         verdict = "slower"
     return float(np.median(ratios)), low, high, verdict, math.expm1(used)
+
+
+def settled(blocks: Sequence[Sequence[float]], controls: Sequence[Sequence[float]], margin: float = MARGIN) -> bool:
+    """Whether more rounds would hardly change the verdict: it is out, or the interval lies within the margin."""
+    if not blocks:
+        return False
+    _, low, high, verdict, used = decide(blocks, controls, margin)
+    return verdict != "tie" or (low > 1.0 / (1.0 + used) and high < 1.0 + used)
 
 
 def rounds_of(
@@ -161,7 +186,8 @@ def confirm(
         kernel; if the original's share did not suffice, the candidate gets no more than it had.
     database: its folder keeps the tuned schedules; by default the user's cache.
     blocks, controls: fresh pairs of processes for the comparison and for the original against itself; at most two and
-        one where `seconds` are too few to start so many.
+        one where `seconds` are too few to start so many; two of each are enough where the verdict is clear by then, and
+        there are more, up to `MOST_BLOCKS`, where it is not and time is left.
     inputs: what to run on; by default random values (integers 0) with symbolic extents from `symbols` or 1.
 
     Raises `UserError` for a computed target. A side that cannot run makes a tie (candidate) or raises `UserError`
@@ -320,7 +346,7 @@ def _measure(
             except WorkerError:
                 return _same(f"the candidate cannot run: {sides.failure}", sides.settings)
             if not rounds:
-                # Fixed before any figure is looked at. A side of a round takes 10 ms or one run.
+                # A side of a round takes 10 ms or one run.
                 number = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
                 loading, left = time.monotonic() - start, deadline - time.monotonic()
                 if (blocks + controls - 1) * (loading + 1.0) > 0.6 * left:
@@ -335,9 +361,16 @@ def _measure(
         ratios[what].append([x / y for x, y in zip(a, b, strict=True)])
         if what == "block":
             times.append((a, b))
+        took = time.monotonic() - start
+        done = {kind: len(found) for kind, found in ratios.items()}
+        if done["block"] >= min(2, blocks) and done["control"] >= min(2, controls):
+            if settled(ratios["block"], ratios["control"], margin):
+                break
+            if k == len(plan) and k < MOST_BLOCKS and controls > 1 and deadline - time.monotonic() > 2.2 * took:
+                plan += ["control", "block"]  # not clear yet, and there is time
     speedup, low, high, verdict, used = decide(ratios["block"], ratios["control"], margin)
     settings = sides.settings | {
-        "rounds": rounds, "runs_per_round": number, "blocks": blocks, "margin": used, "level": LEVEL,
+        "rounds": rounds, "runs_per_round": number, "blocks": len(times), "margin": used, "level": LEVEL,
         "controls": [statistics.median(c) for c in ratios["control"]],
         "block_speedups": [statistics.median(c) for c in ratios["block"]],
     }  # fmt: skip
