@@ -12,6 +12,8 @@ COMMANDS = {
     "extract": "optimise an ONNX model",
     "train": "train a policy, from scratch or on your models",
     "zoo": "write one of the models that come with the package",
+    "tune": "tune the kernels of a model, for later runs to use",
+    "cache": "what was measured, and how to take it to another machine",
     "doctor": "usable targets, versions, cache, policy",
 }
 

@@ -39,8 +39,9 @@ Kernel = tuple[tuple[str, ...], str]
 USUAL = (
     "squeezenet-paper", "squeezenet", "inception-v3-paper", "inception-v3", "resnext50-paper", "resnext-tiny",
     "vgg19-bn-tiny", "resnet50-v1.5", "mobilenet-v2", "efficientnet", "nasnet-a-tiny", "nasnet-a-paper-tiny",
-    "nasrnn-cell", "bert-paper", "bert", "vit-paper", "vit", "dalle-paper", "dalle", "transducer-paper", "transducer",
-    "gpt2-tiny", "llama-tiny", "t5-tiny", "whisper-tiny", "convnext-tiny", "channels-last", "mlp-tower",
+    "nasrnn-cell", "bert-paper", "bert", "vit-paper", "vit", "dalle-paper", "dalle", "transducer-paper-tiny",
+    "transducer-tiny", "gpt2-tiny", "llama-tiny", "t5-tiny", "whisper-tiny", "convnext-tiny", "channels-last",
+    "mlp-tower",
 )  # fmt: skip
 
 

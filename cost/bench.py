@@ -14,7 +14,7 @@ from ..lowering.single import NotSingle
 from ..lowering.tvm_tuner import CANDIDATES
 from .database import Database
 from .target import Target
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
 
 if TYPE_CHECKING:
     import onnx
@@ -78,7 +78,7 @@ class Bench:
             except (NotSingle, ValueError):
                 continue
             if self._worker is None:
-                self._worker = Worker(self.target.threads)
+                self._worker = Worker(self.target.threads, memory=room())
             try:
                 self._worker.call(_WARM_UP, self.target.kind, timeout=max(30.0, left))
                 left = deadline - time.monotonic()

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Self
 
 SCHEMA = 1
 FILE = f"kernels-v{SCHEMA}.sqlite"
+COLUMNS = ("kernel", "target", "threads", "state", "ms", "detail", "made")
 
 _CREATE = """
 create table if not exists latency (
@@ -135,6 +137,25 @@ class Database:
             "insert or replace into latency values (?, ?, ?, ?, ?, ?, ?)",
             (kernel, target, threads, state, float(ms), json.dumps(detail, sort_keys=True), time.time()),
         )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every latency, by kernel: kernel, target, threads, state, ms, detail (JSON) and when it was made (a time)."""
+        found = self._execute(f"select {', '.join(COLUMNS)} from latency order by kernel, target, threads, state", ())
+        return [dict(zip(COLUMNS, row, strict=True)) for row in found]
+
+    def insert(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put rows of another database in place of what is known under their keys: all of them, or none."""
+        self._db.execute("begin immediate")
+        try:
+            for row in rows:
+                values = tuple(row[c] for c in COLUMNS)
+                self._db.execute(
+                    f"insert or replace into latency ({', '.join(COLUMNS)}) values (?, ?, ?, ?, ?, ?, ?)", values
+                )
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        self._db.execute("commit")
 
     def schedules(self, target: str) -> Path:
         """The folder of tuned schedules of a target (a MetaSchedule JSON database); created."""

@@ -74,14 +74,15 @@ def warm_up(kind: str) -> None:
 
 
 def tune_model(
-    path: str, kind: str, threads: int, folder: str, trials: int, seconds: float, symbols: dict[str, int]
-) -> dict[str, Any]:
-    """Tune a whole model's kernels into `folder`; the tuning's summary."""
+    path: str, kind: str, threads: int, folder: str, trials: int, seconds: float, symbols: dict[str, int],
+    part: tuple[int, int] = (0, 1),
+) -> dict[str, Any]:  # fmt: skip
+    """Tune a whole model's kernels, or each n-th of them, into `folder`; the tuning's summary."""
     from ..lowering import tvm_module, tvm_tuner
 
     target = tvm_module.tvm_target(kind, threads)
     fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), target)
-    return tvm_tuner.tune(fused, target, Path(folder), trials, seconds).summary()
+    return tvm_tuner.tune(fused, target, Path(folder), trials, seconds, part=part).summary()
 
 
 def compile_model(

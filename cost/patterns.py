@@ -68,7 +68,7 @@ _WHOLE: dict[str, tuple[str, Kind]] = {
     "Reshape": ("reshape", Kind.INJECTIVE), "Pad": ("pad", Kind.INJECTIVE),
     "BatchNormalization": ("batch_norm", Kind.INJECTIVE), "::Squeeze": ("squeeze", Kind.INJECTIVE),
     "::Unsqueeze": ("expand_dims", Kind.INJECTIVE), "::Flatten": ("reshape", Kind.INJECTIVE),
-    "::Identity": ("", Kind.INJECTIVE),
+    "::Identity": ("", Kind.INJECTIVE), "::LogSoftmax": ("log_softmax", Kind.FUSABLE),
 }  # fmt: skip
 """Operators that become one function; of `Get` and `Identity` nothing is left."""
 

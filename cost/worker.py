@@ -55,16 +55,19 @@ class Worker:
     """One persistent child process, started on the first call and again after it died.
 
     threads: what the numeric libraries in it are told to use.
-    environment: further variables for it.
+    environment: further variables for it. memory: bytes of data that it may hold (Linux); what asks for more fails.
     """
 
-    def __init__(self, threads: int = 1, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, threads: int = 1, environment: Mapping[str, str] | None = None, memory: int | None = None
+    ) -> None:
         self._environment = {
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "TVM_NUM_THREADS": str(threads),
             "XRLFLOW_WORKER": "1",
+            "XRLFLOW_WORKER_MEMORY": str(memory or ""),
             **(environment or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -180,6 +183,14 @@ def _receive(stream: IO[bytes], tasks: queue.SimpleQueue[Any]) -> None:
         os._exit(0)
 
 
+def room(share: float = 0.75) -> int | None:
+    """Bytes: this share of the machine's memory, a worker's limit; None where it cannot be told."""
+    try:
+        return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def resolve(function: str) -> Callable[..., Any]:
     """The function that "package.module:name" names."""
     module, _, name = function.partition(":")
@@ -190,6 +201,11 @@ def resolve(function: str) -> Callable[..., Any]:
 def main() -> None:
     """The child: take tasks from stdin, answer on stdout, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills this process
+    limit = os.environ.get("XRLFLOW_WORKER_MEMORY")
+    if limit and sys.platform == "linux":  # elsewhere the limit does not count what is mapped
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
     # Out of memory: let the system end this process first.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
         f.write("900")

@@ -156,6 +156,7 @@ def tune(
     trials: int = 16,
     seconds: float = 60.0,
     progress: Callable[[int, int, float], None] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Tuning:
     """Tune the kernels of a fused module, keeping the best schedules in `folder` (None keeps and knows none).
 
@@ -163,6 +164,7 @@ def tune(
         Kernels that have had as many in earlier runs are left alone.
     seconds: stop after this time; the best so far is kept (one candidate may overrun).
     progress: called with trials done, trials planned and seconds.
+    part: (k, n) leaves all kernels but each n-th, from the k-th on, to other processes.
     """
     start = time.monotonic()
     on = device(str(target.kind.name))
@@ -171,11 +173,12 @@ def tune(
         for t in tasks:
             _remember(t, folder)
     plan = _plan(tasks, trials)
-    planned, done = sum(max(0, n - t.trials) for t, n in zip(tasks, plan, strict=True)), 0
+    own = list(zip(tasks, plan, strict=True))[part[0] :: part[1]]
+    planned, done = sum(max(0, n - t.trials) for t, n in own), 0
     complete = True
     # Every kernel gets a first few candidates before any gets its rest: a short limit must not leave one naive.
     for first in (True, False):
-        for t, n in zip(tasks, plan, strict=True):
+        for t, n in own:
             wanted = min(n, 4) if first else n
             if t.trials >= wanted:
                 continue

@@ -10,7 +10,7 @@ from xrlflow.cost.database import Database
 from xrlflow.cost.kernels import Kernels, kernels, promise
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target, default_target, parse_target, target_names, usable_targets
-from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
 from xrlflow.egraph.graph import GraphBuilder, TensorType, Weight, attributes
 from xrlflow.egraph.space import SearchSpace, Selection
 from xrlflow.errors import TargetUnavailable, UserError
@@ -255,6 +255,27 @@ def test_a_measurement_survives_the_death_of_its_process(tmp_path):
         model = Kernels(ORT, Database(tmp_path), seconds=60, worker=worker)
         bind(model, small())
         assert model.coverage.measured == 5 and worker.starts == 2
+
+
+def test_what_takes_too_much_memory_costs_one_call():
+    with Worker(memory=1 << 30) as worker:
+        assert worker.call("builtins:len", b"abc", timeout=30) == 3
+        with pytest.raises(WorkerError, match="Memory"):
+            worker.call("numpy:ones", (1 << 29,), timeout=60)  # 4 GiB
+        assert worker.call("numpy:ones", (3,), timeout=30).sum() == 3
+
+
+def test_workers_that_measure_get_most_of_the_memory_there_is(monkeypatch, tmp_path):
+    limits = []
+
+    class Watched(Worker):
+        def __init__(self, *args, memory=None, **kwargs):
+            limits.append(memory)
+            super().__init__(*args, memory=memory, **kwargs)
+
+    monkeypatch.setattr("xrlflow.cost.bench.Worker", Watched)
+    bind(Kernels(ORT, Database(tmp_path), seconds=30), small())
+    assert limits == [room()] and limits[0] > 1 << 30
 
 
 def test_what_measured_kernels_choose_costs_what_is_written(tmp_path, monkeypatch):
