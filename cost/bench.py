@@ -28,29 +28,34 @@ _WARM_UP = f"{__package__}.measurement:warm_up"
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel to time. key: what it is remembered under. label: its operators. model: makes it an ONNX model."""
+    """A kernel to time. key: what it is remembered under. label: its operators. model: makes it an ONNX model.
+    copies: how often the kernel is in that model."""
 
     key: str
     label: str
     model: Callable[[], onnx.ModelProto]
+    copies: int = 1
 
 
 class Bench:
     """Times kernels on a target.
 
     trials: tuning candidates per kernel (TVM targets only; 0 leaves kernels untuned). worker: a process to use instead
-    of one of its own.
+    of one of its own. conditions: what else latencies depend on; they are remembered apart.
     """
 
-    def __init__(self, target: Target, database: Database, trials: int, worker: Worker | None = None) -> None:
-        self.target, self.database, self.trials = target, database, trials
+    def __init__(
+        self, target: Target, database: Database, trials: int, worker: Worker | None = None, conditions: str = ""
+    ) -> None:
+        self.target, self.database, self.trials, self.conditions = target, database, trials, conditions
         self._given = worker
         self._worker = worker
 
     @property
     def state(self) -> str:
         """The tuning state that latencies are remembered under."""
-        return "" if self.target.kind == "onnxruntime" else f"{self.trials} trials, v{CANDIDATES}"
+        tuning = "" if self.target.kind == "onnxruntime" else f"{self.trials} trials, v{CANDIDATES}"
+        return ", ".join(filter(None, (tuning, self.conditions)))
 
     def remembered(self, keys: Iterable[str]) -> dict[str, float]:
         """Milliseconds of those kernels that the database knows; inf for one that cannot run."""
@@ -68,7 +73,11 @@ class Bench:
 
         A kernel that crashes its process, hangs or does not compile is remembered as one that cannot run (inf).
         """
-        folder = str(self.database.schedules(self.target.fingerprint())) if self.trials and self.state else ""
+        folder = (
+            str(self.database.schedules(self.target.fingerprint()))
+            if self.trials and self.target.kind != "onnxruntime"
+            else ""
+        )
         for done, job in enumerate(jobs):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -96,7 +105,7 @@ class Bench:
             except WorkerError as e:
                 self._remember(known, job.key, np.inf, reason=str(e)[:300])
             else:
-                ms = float(found.pop("ms"))
+                ms = float(found.pop("ms")) / job.copies
                 if found.get("complete", True):
                     self._remember(known, job.key, ms, op=job.label, **found)
                 else:

@@ -38,6 +38,28 @@ KNOWN_ENOUGH = 2
 """So many kernels of a kind must have been timed for its own factor to count; else it is that of all kernels."""
 
 
+CACHES = 64 << 20
+"""Bytes beyond which more weights make no cache colder."""
+
+COPIES, FEW = 32, 1 << 14
+"""A kernel is timed in so many copies at most; one that reads fewer bytes of constants than this, alone."""
+
+
+def pressure(weights: float) -> int:
+    """MiB of weights that a model reads between two runs of a kernel, in steps of √2 from 1 to those of `CACHES`.
+
+    A kernel that is timed by itself, again and again, finds its weights in the cache, where a run of the whole model
+    has put others meanwhile. So it is timed in copies that hold as many bytes.
+    """
+    steps = round(2 * math.log2(max(1.0, min(weights, CACHES) / (1 << 20))))
+    return round(2 ** (steps / 2))
+
+
+def copies_of(constants: float, mebibytes: int) -> int:
+    """How many copies of a kernel that reads so many bytes of constants together read so much memory."""
+    return 1 if constants < FEW else int(min(COPIES, max(1, round((mebibytes << 20) / constants))))
+
+
 @dataclass(frozen=True)
 class FusedCoverage:
     """Where the prices of kernels come from.
@@ -157,9 +179,11 @@ class FusedKernels(Fusion):
         super().__init__(DEVICES[target.estimator])
         self.name = f"fusion:{target}"
         self.seconds, self.progress = seconds, progress
-        self.bench = Bench(target, database, trials, worker)
+        self._parts = target, database, trials, worker
+        self.bench = Bench(*self._parts)
         self.timings = Timings()
         self.spent = 0.0
+        self.pressure = 1
         self._pricers: list[TimedPricer] = []
         self._plain: dict[int, FusionCost] = {}
 
@@ -173,6 +197,8 @@ class FusedKernels(Fusion):
     def bound(self, cost: Cost, points: Sequence[Mapping[str, int]] = ({},)) -> FusionCost:
         """The cost of whole programs; the kernels of the input graph are timed first."""
         found = super().bound(cost, points)
+        self.pressure = pressure(cost.space.weight_bytes(cost.space.original))
+        self.bench = Bench(*self._parts, conditions=f"{self.pressure} MiB")
         plain = self.plain(found)
         self.measure([(plain, plain.space.original), (found, found.space.original)], self.seconds)
         return found
@@ -226,7 +252,9 @@ class FusedKernels(Fusion):
                     timings.known.update(found)
                     timings.remembered.update(found)
                 if key not in timings.known:
-                    job = Job(key, cluster.label, partial(cluster_model, cluster, pricer.space))
+                    copies = copies_of(cluster.constant_bytes, self.pressure)
+                    make = partial(cluster_model, cluster, pricer.space, copies=copies)
+                    job = Job(key, cluster.label, make, copies)
                     jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
 
     @property

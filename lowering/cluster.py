@@ -52,6 +52,11 @@ class Cluster:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
+    def constant_bytes(self) -> float:
+        """Bytes of the constants that it reads."""
+        return sum(t.bytes for t, c in zip(self.inputs, self.constant, strict=True) if c)
+
+    @property
     def label(self) -> str:
         """Its operators, for people."""
         return "+".join(s.op for s in self.steps)
@@ -97,38 +102,51 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
     return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values))
 
 
-def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0) -> onnx.ModelProto:
+def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: int = 1) -> onnx.ModelProto:
     """The cluster as an ONNX model in the opset of the space's graph.
 
     Constants are initializers with random content (small ones of opaque operators keep theirs); all else is an input.
+    copies: how often it is there, each time with constants of its own, so that running it once reads as much memory.
     Raises `NotSingle` where no content is known to be valid.
     """
     from .onnx_writer import to_onnx
 
     rng = np.random.default_rng(seed)
     g = GraphBuilder()
-    operands: list[int] = []
-    for k, kind in enumerate(cluster.inputs):
-        digest = cluster.values[k]
-        if kind.dtype == "absent":
-            operands.append(g.absent())
-        elif digest is not None:
-            operands.append(g.weight(space.graph.weights[digest]))
-        elif cluster.constant[k]:
-            reader = next(s.op for s in cluster.steps if k in s.operands)
-            operands.append(g.weight(Weight.of(constant_array(rng, kind, reader), f"w{k}")))
-        else:
-            operands.append(g.input(f"x{k}", kind))
-    made: list[int] = []
+    inputs = {
+        k: g.absent() if kind.dtype == "absent" else g.input(f"x{k}", kind)
+        for k, kind in enumerate(cluster.inputs)
+        if not cluster.constant[k] or kind.dtype == "absent"
+    }
     for step in cluster.steps:
         if not core(step.op):
             digest = str(dict(step.attributes)["proto"])
             g.opaques[digest] = space.graph.opaques[digest]
-        read = [operands[o] if o >= 0 else made[~o] for o in step.operands]
-        made.append(g.add(step.op, read, step.attributes, step.output))
-    output = cluster.steps[-1].output
-    if isinstance(output, TupleType):
-        outputs = {f"y{k}": g.get(made[-1], k) for k in range(len(output.items))}
-    else:
-        outputs = {"y": made[-1]}
+    outputs: dict[str, int] = {}
+    for copy in range(copies):
+        made: list[int] = []
+        operands = {**inputs, **_constants(cluster, space, g, rng, copy)}
+        for step in cluster.steps:
+            read = [operands[o] if o >= 0 else made[~o] for o in step.operands]
+            made.append(g.add(step.op, read, step.attributes, step.output))
+        output = cluster.steps[-1].output
+        if isinstance(output, TupleType):
+            outputs |= {f"y{copy}_{k}": g.get(made[-1], k) for k in range(len(output.items))}
+        else:
+            outputs[f"y{copy}"] = made[-1]
     return to_onnx(g.build(outputs, versions(space.graph.source)))
+
+
+def _constants(
+    cluster: Cluster, space: SearchSpace, g: GraphBuilder, rng: np.random.Generator, copy: int
+) -> dict[int, int]:
+    """Weights for the constants among the inputs, by their numbers."""
+    out: dict[int, int] = {}
+    for k, kind in enumerate(cluster.inputs):
+        digest = cluster.values[k]
+        if digest is not None:
+            out[k] = g.weight(space.graph.weights[digest])
+        elif cluster.constant[k] and kind.dtype != "absent":
+            reader = next(s.op for s in cluster.steps if k in s.operands)
+            out[k] = g.weight(Weight.of(constant_array(rng, kind, reader), f"w{copy}_{k}"))
+    return out

@@ -13,7 +13,7 @@ import pytest
 from xrlflow.cost import bench
 from xrlflow.cost.base import bind
 from xrlflow.cost.database import Database
-from xrlflow.cost.fused import FusedKernels, Timings
+from xrlflow.cost.fused import FusedKernels, Timings, copies_of, pressure
 from xrlflow.cost.fusion import FusionCost
 from xrlflow.cost.target import Target
 from xrlflow.cost.worker import WorkerDied, WorkerTimeout
@@ -118,6 +118,22 @@ def test_what_was_not_timed_is_estimated_from_kernels_of_its_kind() -> None:
         t.known[str(n)], t.roofline[str(n)], t.kind[str(n)] = ms, rough, kind
     assert t.factors() == {"": 2.0, "Conv": 2.0}
     assert t.error == pytest.approx((1 / 3 + 1 / 4) / 2, abs=0.2)
+
+
+def test_weights_are_as_cold_as_in_the_model(tmp_path: Path) -> None:
+    """In copies that together read what the model reads; a kernel without weights is timed alone."""
+    assert [pressure(w * 2**20) for w in (0, 1, 2, 3, 4.2, 20, 64, 1000)] == [1, 1, 2, 3, 4, 23, 64, 64]
+    assert [copies_of(c, 4) for c in (100, 2**14, 2**20, 2**22, 2**30)] == [1, 32, 4, 1, 1]
+    rng = np.random.default_rng(0)
+    g = GraphBuilder()
+    x = g.input("x", TensorType((4, 256), "float32"))
+    for k in range(8):
+        x = g.op("MatMul", x, g.weight(Weight.of(rng.standard_normal((256, 256)).astype(np.float32), f"w{k}")))
+    found = saturate(g.build({"y": g.op("Softmax", x, axis=1)}), [])
+    clock = Clock(lambda ops: 1.0 * len(ops))
+    cost = fused(tmp_path, clock, found)
+    assert sorted(map(len, clock.calls)) == [1, 8]  # one softmax; one kind of product, eight times with other weights
+    assert cost.total(found.original) == pytest.approx(9.0)
 
 
 def test_no_more_time_is_taken_than_was_given(space: SearchSpace, tmp_path: Path) -> None:
