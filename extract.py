@@ -52,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
         help="llvm, cuda, onnxruntime or roofline:DEVICE (default: cuda where a GPU is found, else llvm)",
     )
     p.add_argument(
-        "--cost", metavar="COST", help="what the search goes by: kernels (measured on the target) or roofline:DEVICE"
+        "--cost",
+        metavar="COST",
+        help="what the search goes by: fusion (kernels as TVM fuses them; default on llvm and cuda), kernels (each "
+        "operator's own; default on onnxruntime), fusion:DEVICE or roofline:DEVICE (computed)",
     )
     p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     p.add_argument(

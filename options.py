@@ -20,7 +20,8 @@ class Options:
     method: how to choose; "auto" tries climbing and the policy and keeps the cheaper result.
     extractor: what "saturation" extracts with.
     target: llvm, cuda, onnxruntime or roofline:DEVICE; None takes cuda where a GPU is found, else llvm.
-    cost: "kernels" (measured) or roofline:DEVICE; None measures kernels unless the target is a roofline.
+    cost: "fusion" (kernels as TVM fuses them, measured), "kernels" (each operator's own, measured), fusion:DEVICE or
+    roofline:DEVICE; None takes fusion on llvm and cuda, kernels on onnxruntime, and the target itself if a roofline.
     budget: seconds for everything. max_steps: cost evaluations of an extractor; with a roofline target and this set,
     no decision depends on time and the result's bytes only on input, seed, flags and version.
     trials: schedules tried for each kernel that TVM tunes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from .egraph.graph import Graph
 from .errors import UserError
 from .judging import Judge
 from .options import Options
+from .pricing import cost_model, refine
 from .progress import Progress
 from .result import Result
 
@@ -75,6 +76,7 @@ def extract(
         if cost is None:
             cost = cost_model(find_target(target, 1), None, Options(), seconds or 60.0, None)
         cost = bind(cost, space, max_weight_growth)
+        refine(cost, seconds or 60.0, seed)
     chosen = extractor("climb" if method == "saturation" else method, **options)
     return chosen.extract(space, cost, Budget(seconds, steps), np.random.default_rng(seed))
 
@@ -84,61 +86,6 @@ def find_target(name: str | None, threads: int, custom_ops: tuple[str, ...] = ()
     from .cost.target import default_target, parse_target
 
     return default_target(threads, custom_ops) if name is None else parse_target(name, threads, custom_ops)
-
-
-def cost_model(
-    target: Target, name: str | None, options: Options, seconds: float, tell: Callable[[int, int], None] | None
-) -> CostModel:
-    """The cost model called `name` for this target; None takes the target's own."""
-    from .cost.fusion import fusion
-    from .cost.roofline import roofline
-
-    if name is None:
-        name = "kernels" if target.measured else f"roofline:{target.device}"
-    kind, _, device = name.partition(":")
-    if kind == "roofline":
-        return roofline(device)
-    if kind == "fusion" and (device or not target.measured):
-        return fusion(device or target.device)
-    if kind not in ("kernels", "fusion") or device:
-        raise UserError(f"unknown cost {name!r}: give kernels, fusion, fusion:DEVICE or roofline:DEVICE")
-    if not target.measured:
-        raise UserError(f"cost kernels needs a target that is measured, not {target}")
-    from .cost.database import Database
-
-    if kind == "fusion":
-        from .cost.fused import FusedKernels
-
-        if target.kind == "onnxruntime":
-            raise UserError("cost fusion is how TVM fuses; for the target onnxruntime give kernels or roofline:DEVICE")
-        return FusedKernels(target, Database(), options.trials, seconds, tell)
-    from .cost.kernels import kernels
-
-    return kernels(target, Database(), trials=options.trials, seconds=seconds, progress=tell)
-
-
-LOOKS = 2000
-"""Cost evaluations with which the next kernels to time are looked for."""
-
-
-def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
-    """Time the kernels of what climbing finds, and climb again by what they took, until that asks for no new ones.
-
-    So of all kernels that a space could lead to only those are timed on which the choice hangs. Does nothing for a
-    cost without timed kernels.
-    """
-    from .cost.fused import FusedKernels
-    from .cost.fusion import FusionCost
-    from .policy.base import Budget, extractor
-
-    if not isinstance(cost, FusionCost) or not isinstance(cost.model, FusedKernels):
-        return
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = extractor("climb").extract(cost.space, cost, Budget(None, LOOKS), np.random.default_rng(seed))
-        left = deadline - time.monotonic()
-        if left <= 0 or not cost.model.measure([(cost, found.selection)], left):
-            break
 
 
 @dataclass

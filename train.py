@@ -54,8 +54,9 @@ def tasks_of(options: argparse.Namespace) -> list[Task]:
     """The spaces to train on."""
     from .cost.base import bind
     from .options import Options
-    from .pipeline import cost_model, find_target
+    from .pipeline import find_target
     from .policy.pretraining import DEVICES, task, training_set, zoo_space
+    from .pricing import cost_model
 
     tasks = [] if options.policy else training_set(options.seed, options.networks, options.puzzles)
     targets = options.target or [f"roofline:{d}" for d in DEVICES]

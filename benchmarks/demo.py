@@ -53,16 +53,19 @@ def models() -> dict[str, object]:
 
 
 def measure_kernels(path: Path, target: str, trials: int, seconds: float) -> None:
-    """Fill the database with the kernels of the model's search space; the runs find them there."""
-    from xrlflow.cost.database import Database
-    from xrlflow.cost.kernels import kernels
+    """Fill the database with the kernels that searches of the model's space ask for; the runs find them there."""
+    from xrlflow.cost.base import bind
     from xrlflow.cost.target import parse_target
+    from xrlflow.lowering.onnx_forms import meant_for
+    from xrlflow.options import Options
+    from xrlflow.pricing import cost_model, refine
 
-    wanted = parse_target(target)
+    wanted, start = parse_target(target), time.monotonic()
     if wanted.measured:
-        model = kernels(wanted, Database(), trials=trials, seconds=seconds)
-        model.prices(xrlflow.saturate(xrlflow.load(path)))
-        print(f"{path.stem}: {model.coverage}", flush=True)
+        model = cost_model(wanted, None, Options(trials=trials), seconds, None)
+        cost = bind(model, xrlflow.saturate(meant_for(xrlflow.load(path), wanted.kind)))
+        refine(cost, seconds - (time.monotonic() - start))
+        print(f"{path.stem}: {model.coverage}", flush=True)  # type: ignore[attr-defined]
 
 
 def row(name: str, method: str, report: dict[str, Any]) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight
 from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace
 from xrlflow.lowering.cluster import cluster_model, cluster_of
-from xrlflow.pipeline import refine
 from xrlflow.policy.base import Budget, extractor
+from xrlflow.pricing import refine
 
 LLVM = Target("llvm")
 
