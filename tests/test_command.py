@@ -75,16 +75,32 @@ def test_the_cost_of_the_selection_is_that_of_the_exported_graph(models: dict[st
         assert cost.prices[again.baseline].sum() == pytest.approx(result.predicted[1], rel=1e-9)
 
 
-def test_same_bytes_in_different_processes(models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cost", ["roofline:epyc-1t", "fusion"])
+def test_same_bytes_in_different_processes(models: dict[str, Path], tmp_path: Path, cost: str) -> None:
     written = []
     for seed in ("1", "2"):
         out = tmp_path / f"{seed}.onnx"
-        done = command(models["bert-tiny"], "-o", out, "--method", "auto", *ROOFLINE, PYTHONHASHSEED=seed)
+        words = ("--method", "auto", "--cost", cost, *ROOFLINE)
+        done = command(models["bert-tiny"], "-o", out, *words, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         written.append(out.read_bytes())
     assert written[0] == written[1]
     assert written[0] != models["bert-tiny"].read_bytes()
+
+
+def test_what_fusion_gains_is_what_it_says(models: dict[str, Path]) -> None:
+    """The prediction is that of the input's kernels and of the result's, each read and fused by itself."""
+    from xrlflow.cost.base import bind
+    from xrlflow.cost.fusion import fusion
+
+    result = xrlflow.optimize(
+        models["bert-tiny"], method="saturation", target="roofline:epyc-1t", cost="fusion", max_steps=300
+    )
+    assert result.improved and result.predicted is not None
+    for model, said in zip((models["bert-tiny"], result.model), result.predicted, strict=True):
+        read = bind(fusion("epyc-1t"), xrlflow.saturate(xrlflow.load(model), rules=[]))
+        assert read.before == pytest.approx(said, rel=1e-6)
 
 
 def bad_inputs(folder: Path, model: Path) -> dict[str, list[str]]:
@@ -105,6 +121,7 @@ def bad_inputs(folder: Path, model: Path) -> dict[str, list[str]]:
         "unknown method": [good, "-o", out, "--method", "magic"],
         "unknown rule": [good, "-o", out, "--without", "magic", *ROOFLINE],
         "unknown cost": [good, "-o", out, "--cost", "magic", *ROOFLINE],
+        "another's fusion": [good, "-o", out, "--cost", "fusion", "--target", "onnxruntime"],
         "not a number": [good, "-o", out, "--budget", "soon"],
         "no budget": [good, "-o", out, "--budget", "0"],
         "unwritable output": [good, "-o", str(folder / "none" / "out.onnx")],
@@ -115,8 +132,8 @@ def bad_inputs(folder: Path, model: Path) -> dict[str, list[str]]:
 
 CASES = [
     "missing", "truncated", "foreign", "empty", "folder", "unknown flag", "unknown target", "unknown device",
-    "unknown method", "unknown rule", "unknown cost", "not a number", "no budget", "unwritable output",
-    "output is a folder", "missing policy",
+    "unknown method", "unknown rule", "unknown cost", "another's fusion", "not a number", "no budget",
+    "unwritable output", "output is a folder", "missing policy",
 ]  # fmt: skip
 
 
