@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from .cost.base import Cost
@@ -48,10 +48,12 @@ def substitutions(space: SearchSpace, selection: Selection, cost: Cost) -> list[
     differ = [c for c in range(space.n_classes) if old[c] != new[c] and not space.const[c]]
     regions = _components(space, differ, selection)
     found: dict[tuple[Any, ...], Substitution] = {}
-    for region in regions:
-        out = [int(old[c]) for c in region if old[c] >= 0]
-        put = [int(new[c]) for c in region if new[c] >= 0]
-        gain = float(cost.prices[out].sum() - cost.prices[put].sum())
+    parts = [
+        ([int(old[c]) for c in region if old[c] >= 0], [int(new[c]) for c in region if new[c] >= 0])
+        for region in regions
+    ]
+    gains = _gains(cost.kernels(space.original), cost.kernels(selection), parts)
+    for region, (out, put), gain in zip(regions, parts, gains, strict=True):
         _note(found, space, out, put, region, gain)
     extra = list(space.baseline.tolist())
     for c in range(space.n_classes):
@@ -60,6 +62,39 @@ def substitutions(space: SearchSpace, selection: Selection, cost: Cost) -> list[
     for i in extra:
         _note(found, space, [i], [], [int(space.node_class[i])], float(cost.prices[i]))
     return sorted(found.values(), key=lambda s: (-s.predicted_gain, s.site))
+
+
+Kernels: TypeAlias = list[tuple[frozenset[int], float]]
+
+
+def _gains(before: Kernels, after: Kernels, regions: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Milliseconds that each region saves: what its kernels took less what they take, those that several regions share
+    in equal parts. regions: the e-nodes that went and that came.
+
+    A kernel is a region's if an e-node of it went or came, or was in one kernel with such a one.
+    """
+    of_before, of_after = _owners(before), _owners(after)
+    claims: list[tuple[set[int], set[int]]] = []
+    for out, put in regions:
+        old = {k for i in out for k in of_before.get(i, ())}
+        new = {k for i in put for k in of_after.get(i, ())}
+        new |= {k for n in old for i in before[n][0] for k in of_after.get(i, ())}
+        old |= {k for n in new for i in after[n][0] for k in of_before.get(i, ())}
+        claims.append((old, new))
+    shares = [Counter(k for claim in claims for k in claim[side]) for side in (0, 1)]
+    return [
+        sum(before[k][1] / shares[0][k] for k in sorted(old)) - sum(after[k][1] / shares[1][k] for k in sorted(new))
+        for old, new in claims
+    ]
+
+
+def _owners(kernels: Kernels) -> dict[int, list[int]]:
+    """The kernels of each e-node, by number."""
+    found: dict[int, list[int]] = {}
+    for k, (members, _) in enumerate(kernels):
+        for i in members:
+            found.setdefault(i, []).append(k)
+    return found
 
 
 def _note(

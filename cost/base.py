@@ -91,6 +91,11 @@ class Cost:
         """Milliseconds of the input graph as it stands, superfluous operators included."""
         return float(self.prices[self.space.baseline].sum())
 
+    def kernels(self, selection: Selection) -> list[tuple[frozenset[int], float]]:
+        """What a selection runs: the e-nodes of each kernel and its milliseconds. Here each e-node is one."""
+        chosen = selection.choice[selection.choice >= 0].tolist()
+        return [(frozenset((i,)), float(self.prices[i])) for i in chosen if self.prices[i] > 0]
+
     def ledger(self, choice: list[int], refs: list[int]) -> Ledger | None:
         """Books that keep the cost of a changing program up to date; None where prices just add up."""
         return None

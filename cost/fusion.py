@@ -98,6 +98,10 @@ class FusionCost(Cost):
         used = selection.choice[selection.choice >= 0]
         return ledger, cost if np.isfinite(self.prices[used]).all() else float("inf")
 
+    def kernels(self, selection: Selection) -> list[tuple[frozenset[int], float]]:
+        found = self.books(selection)[0].kernels()
+        return [(frozenset(i for i, _ in members), self.fuser.price(members)) for members in found]
+
     def ledger(self, choice: list[int], refs: list[int]) -> Ledger:
         return Ledger(self.fuser, choice, refs)
 

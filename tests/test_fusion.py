@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xrlflow.account import substitutions
 from xrlflow.cost.base import AtPoints, bind
 from xrlflow.cost.fusion import Fusion, FusionCost, fusion
 from xrlflow.cost.ledger import settled
@@ -271,6 +272,19 @@ def test_extractors_return_what_they_say_it_costs(name: str, method: str) -> Non
     found = extractor(method).extract(space(name), bound, Budget(None, 300), np.random.default_rng(0))
     assert found.cost == pytest.approx(bound.total(found.selection), rel=1e-9)
     assert found.cost <= bound.total(space(name).original) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", [*TINY, "nasnet-a-tiny"])
+@pytest.mark.parametrize("additive", [True, False])
+def test_what_substitutions_gain_adds_up(name: str, additive: bool) -> None:
+    """To the difference of the costs, whichever way kernels are shared between regions."""
+    bound = bind(roofline("epyc-1t"), space(name)) if additive else bind(MODEL, space(name))
+    found = extractor("climb").extract(space(name), bound, Budget(None, 300), np.random.default_rng(0))
+    items = substitutions(space(name), found.selection, bound)
+    gone = [int(i) for i in space(name).baseline if i not in space(name).original.choice]
+    superfluous = float(bound.prices[gone].sum())
+    gain = bound.total(space(name).original) - found.cost
+    assert sum(s.predicted_gain for s in items) - superfluous == pytest.approx(gain, rel=1e-6, abs=1e-9)
 
 
 # TVM itself
