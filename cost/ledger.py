@@ -1,9 +1,10 @@
 """The kernels of one program and what they cost, kept up to date where the program changes.
 
 Kernels never reach across a *seal*: the result of an operator that is needed outside, or by an operator that takes
-nothing in (a product), or that can only end a kernel. So the program falls apart into small *pieces*, connected by
-what is not sealed, and `FuseOps` can be run on each by itself: within a piece the post-dominators are those of the
-whole graph, and what lies behind a seal could not be fused anyway. A change concerns the pieces that it touches.
+nothing in (a product), or that can only end a kernel, or that two operators read whose results do not meet again before
+a seal. So the program falls apart into small *pieces*, connected by what is not sealed, and `FuseOps` can be run on
+each by itself: within a piece the post-dominators are those of the whole graph, and what lies behind a seal could not
+be fused anyway. A change concerns the pieces that it touches.
 """
 
 from __future__ import annotations
@@ -15,15 +16,26 @@ from .partition import partition
 from .patterns import Kind, Primitive
 from .units import Pricer, Units
 
+FAR = 32
+"""So many single readers are followed to see where they lead."""
+
 Members = Sequence[tuple[int, int]]
 """The primitives of a kernel: (unit, number of the primitive), in an order in which they can run."""
 
 
 class Piece(NamedTuple):
-    """A connected part of the program: the values in it and what their kernels cost, in ms."""
+    """A connected part of the program: the values in it, those that are sealed, and what their kernels cost, in ms."""
 
     values: tuple[int, ...]
+    sealed: frozenset[int]
     cost: float
+
+
+class Seals(NamedTuple):
+    """Which values are sealed, as far as it was asked for; `plain` leaves aside where readers lead."""
+
+    plain: dict[int, bool]
+    known: dict[int, bool]
 
 
 class Fuser:
@@ -38,10 +50,15 @@ class Fuser:
         self.found = [units.primitives(i) if on else none for i, on in enumerate(units.active)]
         self.edges = [self._edges(i) for i in range(len(units.ops))]
         """For each unit what it reads, and the largest pattern kind among the primitives that read it."""
-        self.readers: list[list[int]] = [[] for _ in units.types]
+        self.uses: list[list[tuple[int, int, int]]] = [[] for _ in units.types]
+        """For each value the units that read it: what each gives, its number, and the largest kind that reads."""
         for i, edges in enumerate(self.edges):
-            for k in edges:
-                self.readers[k].append(i)
+            for k, kind in edges.items():
+                self.uses[k].append((units.value[i], i, kind))
+        self.ends = [not f or f[-1].kind in (Kind.REDUCTION, Kind.OPAQUE) for f in self.found]
+        """Whether each unit can only end a kernel."""
+        self.highest = [int(Kind.BROADCAST if f and f[-1].kind == Kind.FUSABLE else Kind.FUSABLE) for f in self.found]
+        """The least kind of a reader that a kernel of each unit cannot take in."""
         self.pricers: tuple[Pricer, ...] = ()
         """What `price` asks, one for each measuring point, if it does."""
         self._pieces: dict[frozenset[int], float] = {}
@@ -141,35 +158,50 @@ class Ledger:
     def settle(self, changed: Iterable[int]) -> float:
         """Take note that these values got another unit or other readers, or became live or dead; the change in ms."""
         refs, units, piece = self.refs, self.fuser.units, self.piece
-        delta = 0.0
+        delta, position = 0.0, 0
         todo = list(dict.fromkeys(changed))
-        fresh: set[int] = set()
-        sealed: dict[int, bool] = {}
-        position = 0
+        fresh: dict[int, None] = {}
+        seals = Seals({}, {})
         while position < len(todo):
             c = todo[position]
             position += 1
-            if units.constant[c] or c in fresh:
-                continue
-            self.touched.add(c)
-            old = piece[c]
-            if old is not None:
-                delta -= self._drop(old, todo)
-            if not refs[c] or not units.active[self.choice[c]]:
-                continue
-            chosen = self._connected(c, sealed)
-            for d in chosen:
-                before = piece[d]
-                if before is not None:
-                    delta -= self._drop(before, todo)
-            made = Piece(tuple(chosen), self.fuser.cost(chosen, {d: sealed[d] for d in chosen}))
-            for d in chosen:
-                self.log.append((d, None))
-                piece[d] = made
-            fresh.update(chosen)
-            self.touched.update(chosen)
-            delta += made.cost
+            if not units.constant[c] and c not in fresh:
+                self.touched.add(c)
+                old = piece[c]
+                if old is not None:
+                    delta -= self._drop(old, todo)
+                if refs[c] and units.active[self.choice[c]]:
+                    delta += self._connect(c, seals, fresh, todo)
+            if position == len(todo):
+                todo += self._unsettled(fresh, seals)
         return delta
+
+    def _connect(self, c: int, seals: Seals, fresh: dict[int, None], todo: list[int]) -> float:
+        """Put the piece of `c` into the books; the change in ms."""
+        chosen = self._connected(c, seals)
+        delta = 0.0
+        for d in chosen:
+            before = self.piece[d]
+            if before is not None:
+                delta -= self._drop(before, todo)
+        sealed = {d: seals.known[d] for d in chosen}
+        made = Piece(tuple(chosen), frozenset(d for d in chosen if sealed[d]), self.fuser.cost(chosen, sealed))
+        for d in chosen:
+            self.log.append((d, None))
+            self.piece[d] = made
+            fresh[d] = None
+        self.touched.update(chosen)
+        return delta + made.cost
+
+    def _unsettled(self, fresh: dict[int, None], seals: Seals) -> list[int]:
+        """What values of new pieces read, and is sealed now where it was not, or the other way round."""
+        found = []
+        for c in fresh:
+            for k in self.fuser.edges[self.choice[c]]:
+                piece = self.piece[k]
+                if piece is not None and k not in fresh and (k in piece.sealed) != self.sealed(k, seals):
+                    found.append(k)
+        return found
 
     def _drop(self, old: Piece, todo: list[int]) -> float:
         """Take a piece out of the books; its values have to be looked at again. Returns what it cost."""
@@ -179,50 +211,85 @@ class Ledger:
         todo.extend(old.values)
         return old.cost
 
-    def _connected(self, start: int, sealed: dict[int, bool]) -> dict[int, int]:
+    def _connected(self, start: int, seals: Seals) -> dict[int, int]:
         """The values that are connected with `start` by what is not sealed, with their units."""
         choice, refs, fuser = self.choice, self.refs, self.fuser
-        value, active, constant = fuser.units.value, fuser.units.active, fuser.units.constant
+        active, constant = fuser.units.active, fuser.units.constant
         found = {start: choice[start]}
         stack = [start]
         while stack:
             c = stack.pop()
             i = choice[c]
-            if not self.sealed(c, sealed):
-                for j in fuser.readers[c]:
-                    d = value[j]
-                    if d not in found and refs[d] and choice[d] == j:
+            if not self.sealed(c, seals):
+                for d, j, _ in fuser.uses[c]:
+                    if choice[d] == j and refs[d] and d not in found:
                         found[d] = j
                         stack.append(d)
             for k, kind in fuser.edges[i].items():
                 if k in found or constant[k] or kind >= Kind.FUSABLE or not refs[k] or not active[choice[k]]:
                     continue
-                if not self.sealed(k, sealed):
+                if not self.sealed(k, seals):
                     found[k] = choice[k]
                     stack.append(k)
         return found
 
-    def sealed(self, c: int, known: dict[int, bool]) -> bool:
+    def sealed(self, c: int, seals: Seals) -> bool:
         """Whether nothing of the kernel that gives live value `c` can reach beyond it."""
-        state = known.get(c)
+        state = seals.known.get(c)
+        if state is None:
+            state = seals.known[c] = self._shut(c, seals) or self._parted(c, seals)
+        return state
+
+    def _shut(self, c: int, seals: Seals) -> bool:
+        """Whether it is needed outside, or by what takes nothing in, or can only end a kernel."""
+        state = seals.plain.get(c)
         if state is not None:
             return state
         self.touched.add(c)
         choice, refs, fuser = self.choice, self.refs, self.fuser
-        last = fuser.found[choice[c]][-1].kind
-        state = c in fuser.units.roots or last in (Kind.REDUCTION, Kind.OPAQUE)
+        i = choice[c]
+        state = fuser.ends[i] or c in fuser.units.roots
         if not state:
-            highest, read = Kind.FUSABLE if last != Kind.FUSABLE else Kind.BROADCAST, False
-            for j in fuser.readers[c]:
-                d = fuser.units.value[j]
+            highest, read = fuser.highest[i], False
+            for d, j, kind in fuser.uses[c]:
                 if choice[d] == j and refs[d]:
                     read = True
-                    if fuser.edges[j][c] >= highest:
+                    if kind >= highest:
                         state = True
                         break
             state = state or not read
-        known[c] = state
+        seals.plain[c] = state
         return state
+
+    def _parted(self, c: int, seals: Seals) -> bool:
+        """Whether one of the readers ends its kernel, and another one leads elsewhere: then nothing post-dominates."""
+        readers = self._live_readers(c)
+        if len(readers) < 2:
+            return False
+        ends = [d for d in readers if self._shut(d, seals)]
+        if not ends:
+            return False
+        if len(ends) > 1:
+            return True
+        (end,) = ends
+        for d in readers:
+            if d == end:
+                continue
+            for _ in range(FAR):
+                if d == end:
+                    break
+                if self._shut(d, seals):
+                    return True
+                further = self._live_readers(d)
+                if len(further) != 1:
+                    break
+                d = further[0]
+        return False
+
+    def _live_readers(self, c: int) -> list[int]:
+        self.touched.add(c)
+        choice, refs = self.choice, self.refs
+        return [d for d, j, _ in self.fuser.uses[c] if choice[d] == j and refs[d]]
 
     def undo(self, mark: int = 0) -> None:
         """Back to what was when the log had `mark` entries."""
@@ -232,13 +299,12 @@ class Ledger:
 
     def kernels(self) -> list[list[tuple[int, int]]]:
         """The kernels of the program, piece by piece."""
-        known: dict[int, bool] = {}
         pieces = {id(p): p for p in self.piece if p is not None}
         return [
             kernel
             for p in pieces.values()
             for kernel in self.fuser.kernels(
-                {c: self.choice[c] for c in p.values}, {c: self.sealed(c, known) for c in p.values}
+                {c: self.choice[c] for c in p.values}, {c: c in p.sealed for c in p.values}
             )
         ]
 
