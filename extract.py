@@ -117,6 +117,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", metavar="FILE", help="write the run's record there")
     p.add_argument(
+        "--replay",
+        metavar="RUN.json",
+        help="write what the run of this record found, without searching or measuring; verified again",
+    )
+    p.add_argument(
         "--explain-misses", action="store_true", help="tell where rules almost fired, why not, and what was at stake"
     )
     p.add_argument("--no-verify", action="store_true", help="do not compare the result with the original")
@@ -160,7 +165,12 @@ def run(args: argparse.Namespace) -> int:
         verify=not args.no_verify, inputs=args.inputs, custom_ops=tuple(args.custom_ops), opset=args.opset,
         shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses,
     )  # fmt: skip
-    result = Run(args.model, options, False if args.quiet else None).result()
+    if args.replay is not None:
+        from .replay import replay
+
+        result = replay(args.model, args.replay, options)
+    else:
+        result = Run(args.model, options, False if args.quiet else None).result()
     if args.output is not None:
         result.save(args.output)
     if args.json is not None:
@@ -177,7 +187,7 @@ def check_distinct(args: argparse.Namespace) -> None:
 
     OUT may be MODEL: the model is replaced by its result then.
     """
-    read = [("MODEL", args.model), ("--inputs", args.inputs), ("--policy", args.policy)]
+    read = [("MODEL", args.model), ("--inputs", args.inputs), ("--policy", args.policy), ("--replay", args.replay)]
     read += [("--custom-ops", library) for library in args.custom_ops]
     named = [(what, os.path.realpath(path)) for what, path in read if path is not None]
     for what, path in (("-o", args.output), ("--json", args.json)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import sys
 import tempfile
@@ -170,6 +171,16 @@ class Result:
                 "samples": c.samples, "guilty": list(self.guilty), "judge": c.judge, "detail": c.detail,
                 "notes": list(c.notes), "bindings": [dict(b) for b in c.bindings],
             }  # fmt: skip
+        from .egraph.record import record as recorded
+
+        record["replay"] = {
+            "shape": self.options.shape if isinstance(self.options.shape, (str, dict)) else list(self.options.shape),
+            "opset": self.options.opset,
+            "program": recorded(self.graph, graph) if self.improved else None,
+        }
+        timings = getattr(getattr(self.cost, "model", None), "timings", None)
+        if timings is not None:
+            record["kernels"] = {key: ms if math.isfinite(ms) else None for key, ms in sorted(timings.known.items())}
         record["substitutions"] = as_json(self.substitutions)
         if self.options.explain_misses:
             record["misses"] = misses.as_json(self.misses)

@@ -80,6 +80,8 @@ def _load(original: Any, label: str, shapes: Any, opset: int | None, verify: boo
     if shapes:
         specialise(model, parse_extents(shapes, "shape"), label)
     inline(model)
+    if shapes and opset is not None and verify:  # the conversion must not be blamed for what specialising changed
+        original = _settled(_Reader(model, store, label).graph(), shapes)
     converted = model if opset is None else convert_opset(model, opset, label)
     if converted is model:
         return _settled(_Reader(model, store, label).graph(), shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from xrlflow.errors import UserError
 from xrlflow.extract import main
 from xrlflow.lowering import load, save, to_onnx
 from xrlflow.lowering.onnx_opset import convert_opset
+from xrlflow.zoo import build
 
 ort.set_default_logger_severity(4)
 F, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -365,3 +367,10 @@ def test_a_graph_is_in_its_opset_already():
     with pytest.raises(UserError, match="opset"):
         xrlflow.optimize(graph, opset=18, target="roofline:epyc-1t", method="original")
     assert not xrlflow.optimize(graph, opset=13, target="roofline:epyc-1t", method="original").improved
+
+
+def test_a_model_that_is_specialised_as_well_is_compared_at_its_extents(tmp_path: Path) -> None:
+    """The original runs at any extents, the converted model at one: only there they can be compared."""
+    onnx.save(build("llama-tiny", tokens="n"), tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", shapes={"n": 8}, opset=20)
+    assert graph.source.opset == 20 and not any(node.type.symbols for node in graph.nodes)
