@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KERNEL_SECONDS = 60.0
 """A kernel that takes longer than this to compile, tune and time is given up."""
 
+FIGURE = "least"
+"""Which of several figures counts; others are remembered apart."""
+
 _MEASURE = f"{__package__}.measurement:measure_kernel"
 _WARM_UP = f"{__package__}.measurement:warm_up"
 
@@ -55,7 +58,7 @@ class Bench:
     def state(self) -> str:
         """The tuning state that latencies are remembered under."""
         tuning = "" if self.target.kind == "onnxruntime" else f"{self.trials} trials, v{CANDIDATES}"
-        return ", ".join(filter(None, (tuning, self.conditions)))
+        return ", ".join(filter(None, (tuning, self.conditions, FIGURE)))
 
     def remembered(self, keys: Iterable[str]) -> dict[str, float]:
         """Milliseconds of those kernels that the database knows; inf for one that cannot run."""

@@ -113,7 +113,7 @@ class Faulty:
         self.calls.append(op)
         if op == self.op:
             raise self.error
-        return {"ms": 1.0, "least_ms": 1.0}
+        return {"ms": 1.0, "usual_ms": 1.0}
 
 
 @pytest.mark.parametrize("error", [WorkerDied("crash"), WorkerError("no such kernel"), WorkerTimeout("hang")])
