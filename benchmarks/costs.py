@@ -36,7 +36,7 @@ from xrlflow.cost.fused import FusedKernels
 from xrlflow.cost.fusion import FusionCost, fusion
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target
-from xrlflow.cost.worker import Worker
+from xrlflow.cost.worker import Worker, WorkerError
 from xrlflow.egraph.operators import VIEWS
 from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace, Selection
@@ -71,26 +71,30 @@ NOTICED = 0.02
 
 
 def programs(space: SearchSpace, number: int) -> list[Selection]:
-    """The original, what climbing finds by two costs, and where random moves lead; no two alike."""
+    """The original, what climbing finds by two costs, and where random moves lead; no two alike.
+
+    Of many random programs those are taken that lie apart by the sum of their operators' rooflines, up to 1.5 times the
+    original's, lest all take the same time.
+    """
     costs = [bind(fusion("epyc-1t"), space), bind(roofline("epyc-1t"), space)]
     found = [space.original]
     found += [
         extractor("climb").extract(space, c, Budget(None, 1500), np.random.default_rng(0)).selection for c in costs
     ]
-    state, rng = State(Substitutions(space, costs[0])), np.random.default_rng(0)
-    state.restore(state.snapshot())
+    state, rng = State(Substitutions(space, costs[1])), np.random.default_rng(0)
     start = state.snapshot()
-    for _ in range(20 * number):
+    pool: dict[Selection, float] = {}
+    for _ in range(10 * number):
         state.restore(start)
-        for _ in range(int(rng.integers(1, 25))):
+        for _ in range(int(rng.integers(1, 60))):
             legal = np.flatnonzero(state.legal)
             if len(legal):
                 state.apply(int(rng.choice(legal)))
         if state.cost < 1.5 * start.cost:
-            found.append(state.selection())
-        if len(set(found)) >= number:
-            break
-    return list(dict.fromkeys(found))
+            pool.setdefault(state.selection(), state.cost)
+    ranked = sorted((s for s in pool if s not in found), key=lambda s: pool[s])
+    places = np.unique(np.linspace(0, len(ranked) - 1, max(1, number - len(set(found)))).round().astype(int))
+    return list(dict.fromkeys([*found, *(ranked[k] for k in places.tolist() if ranked)]))
 
 
 def operators(space: SearchSpace, chosen: Sequence[Selection], trials: int, database: Database) -> list[float]:
@@ -127,13 +131,18 @@ def ends(space: SearchSpace, chosen: Sequence[Selection], database: Database, tr
     """Latencies of the programs, compiled as a whole with the schedules that are known."""
     folder = str(database.schedules(LLVM.fingerprint()))
     with tempfile.TemporaryDirectory() as name, Worker() as worker:
-        paths, libraries, judge = [], [], []
+        paths, libraries, judge, kept = [], [], [], []
         for k, selection in enumerate(chosen):
             path, library = f"{name}/{k}.onnx", f"{name}/{k}.so"
             onnx.save(to_onnx(space.to_graph(selection)), path)
-            worker.call("xrlflow.cost.measurement:tune_model", path, "llvm", 1, folder, trials, 600.0, {}, timeout=900)
-            task = "xrlflow.cost.measurement:compile_model"
-            made = worker.call(task, path, "llvm", 1, folder, {}, library, timeout=600)
+            tasks = "xrlflow.cost.measurement"
+            try:
+                worker.call(f"{tasks}:tune_model", path, "llvm", 1, folder, trials, 600.0, {}, timeout=900)
+                made = worker.call(f"{tasks}:compile_model", path, "llvm", 1, folder, {}, library, timeout=600)
+            except WorkerError as error:
+                print(f"program {k} cannot be compiled: {str(error)[:120]}", flush=True)
+                continue
+            kept.append(k)
             judge.append(made["judge"])
             paths.append(path)
             libraries.append(library)
@@ -147,7 +156,7 @@ def ends(space: SearchSpace, chosen: Sequence[Selection], database: Database, tr
             "ms": [min(f) for f in figures],
             "median": [statistics.median(f) for f in figures],
             "spread": [float(np.subtract(*np.percentile(f, [75, 25])) / np.median(f)) for f in figures],
-            "judge": judge, "untuned": statistics.median(slow[0]),
+            "kept": kept, "judge": judge, "untuned": statistics.median(slow[0]),
             "onnxruntime": statistics.median(session.time(number=3, repeat=9)),
         }  # fmt: skip
 
@@ -178,7 +187,7 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     model.measure([(cost, s) for s in chosen], 3600.0)
     tuning = time.monotonic() - start
     rough = bind(fusion("epyc-1t"), space)
-    record = {
+    record: dict[str, Any] = {
         "model": name, "sizes": sizes, "operators": len(graph.operators), "enodes": space.n_nodes,
         "programs": len(chosen), "trials": trials, "tuning_seconds": round(tuning, 1),
         "fusion:epyc-1t": [rough.total(s) for s in chosen], "fusion:llvm": [cost.total(s) for s in chosen],
@@ -189,7 +198,11 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     except NotSingle as error:
         record["kernels"] = None
         record["kernels_failed"] = str(error)
-    return record | {"end_to_end": ends(space, chosen, database, trials)}
+    end = ends(space, chosen, database, trials)
+    for kind in ("fusion:epyc-1t", "fusion:llvm", "kernels"):
+        if record[kind] is not None:
+            record[kind] = [record[kind][k] for k in end["kept"]]
+    return record | {"programs": len(end["kept"]), "end_to_end": end}
 
 
 def summary(record: dict[str, Any], cost: str) -> tuple[str, ...]:

@@ -19,6 +19,9 @@ from .units import Pricer, Units
 FAR = 32
 """So many single readers are followed to see where they lead."""
 
+REMEMBERED = 1 << 18
+"""Pieces whose prices are remembered at once."""
+
 Members = Sequence[tuple[int, int]]
 """The primitives of a kernel: (unit, number of the primitive), in an order in which they can run."""
 
@@ -81,6 +84,8 @@ class Fuser:
         key = frozenset((i << 1) | sealed[c] for c, i in chosen.items())
         known = self._pieces.get(key)
         if known is None:
+            if len(self._pieces) >= REMEMBERED:
+                self._pieces.clear()
             known = self._pieces[key] = sum(self.price(kernel) for kernel in self.kernels(chosen, sealed))
         return known
 
