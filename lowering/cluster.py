@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,13 +35,15 @@ class Cluster:
     """Operators that run as one kernel, the last of which gives its result.
 
     inputs: types of what is read from outside, symbolic extents replaced by 1. constant: which of them are constants.
-    values: digests of small constants that opaque operators read, else None.
+    values: digests of small constants that opaque operators read, else None. numbers: what constants of one element
+    are, as far as that can be told: `erf` takes four times as long for large arguments as for small ones.
     """
 
     steps: tuple[Step, ...]
     inputs: tuple[TensorType, ...]
     constant: tuple[bool, ...]
     values: tuple[str | None, ...]
+    numbers: tuple[float | None, ...]
 
     @property
     def key(self) -> str:
@@ -48,7 +52,8 @@ class Cluster:
             (s.op, tuple((k, v) for k, v in s.attributes if k != "unique"), s.operands, str(s.output))
             for s in self.steps
         ]
-        text = f"2|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}"
+        numbers = ["" if n is None else f"{n:.2g}" for n in self.numbers]
+        text = f"3|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}|{numbers}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
@@ -72,6 +77,7 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
     inputs: list[TensorType] = []
     constant: list[bool] = []
     values: list[str | None] = []
+    numbers: list[float | None] = []
 
     def outside(c: int, opaque: bool) -> int:
         kind = space.types[c]
@@ -82,6 +88,7 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
         inputs.append(kind if kind.dtype == "absent" else known_type(kind, "a kernel"))
         constant.append(bool(space.const[c]))
         values.append(None if weight is None else weight.digest)
+        numbers.append(None if opaque else number_of(space, c))
         return place[c]
 
     for i in enodes:
@@ -99,7 +106,32 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
         steps.append(Step(space.ops[i], space.attributes[i], operands, output))
     if not steps:
         raise NotSingle("nothing is computed")
-    return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values))
+    return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values), tuple(numbers))
+
+
+_ARITHMETIC: dict[str, Callable[..., float]] = {
+    "Add": lambda x, y: x + y, "Sub": lambda x, y: x - y, "Mul": lambda x, y: x * y, "Div": lambda x, y: x / y,
+    "Neg": lambda x: -x, "Reciprocal": lambda x: 1.0 / x, "Sqrt": math.sqrt, "Reshape": lambda x: x,
+    "Expand": lambda x: x, "Transpose": lambda x: x,
+}  # fmt: skip
+
+
+def number_of(space: SearchSpace, c: int, depth: int = 8) -> float | None:
+    """What a constant floating-point class of one element is; None for others and where it cannot be told."""
+    kind = space.types[c]
+    single = isinstance(kind, TensorType) and kind.dtype in ("float16", "float32", "float64") and kind.elements == 1
+    if not single or not space.const[c] or depth == 0:
+        return None
+    weight = small_weight(space, c)
+    if weight is not None:
+        return float(np.asarray(weight.value).reshape(-1)[0])
+    for i in space.nodes_of(c):
+        made = _ARITHMETIC.get(space.ops[i])
+        operands = [number_of(space, k, depth - 1) for k in space.child_lists[i]] if made else [None]
+        if made is not None and None not in operands:
+            with contextlib.suppress(ArithmeticError, ValueError):
+                return made(*operands)
+    return None
 
 
 def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: int = 1) -> onnx.ModelProto:
@@ -146,6 +178,9 @@ def _constants(
         digest = cluster.values[k]
         if digest is not None:
             out[k] = g.weight(space.graph.weights[digest])
+        elif cluster.numbers[k] is not None:
+            shape = tuple(d for d in kind.shape or () if isinstance(d, int))
+            out[k] = g.weight(Weight.of(np.full(shape, cluster.numbers[k], kind.dtype), f"w{copy}_{k}"))
         elif cluster.constant[k] and kind.dtype != "absent":
             reader = next(s.op for s in cluster.steps if k in s.operands)
             out[k] = g.weight(Weight.of(constant_array(rng, kind, reader), f"w{copy}_{k}"))

@@ -156,6 +156,25 @@ def test_a_cluster_has_one_key_for_what_takes_the_same_time(space: SearchSpace) 
     assert cluster_of(space, pairs[0][1:]).key != first.key
 
 
+def test_numbers_are_those_of_the_model() -> None:
+    """How long erf takes depends on what it is of, so kernels that divide by √2 are not timed dividing by 0.1."""
+    g = GraphBuilder()
+    x = g.input("x", TensorType((4, 6), "float32"))
+    root = g.weight(np.array(np.sqrt(2.0), np.float32))
+    space = saturate(g.build({"y": g.op("Erf", g.op("Div", x, root)), "z": g.op("Mul", x, g.weight(np.ones(6, "f4")))}))
+    erf = next(i for i in range(space.n_nodes) if space.ops[i] == "Erf")
+    forms = [i for i in space.nodes_of(space.child_lists[erf][0]) if space.ops[i] in ("Div", "Mul")]
+    assert {space.ops[i] for i in forms} == {"Div", "Mul"}
+    for i in forms:
+        cluster = cluster_of(space, [i, erf])
+        (number,) = [n for n in cluster.numbers if n is not None]
+        assert number == pytest.approx(np.sqrt(2.0) if space.ops[i] == "Div" else np.sqrt(0.5))
+        (weight,) = cluster_model(cluster, space).graph.initializer
+        assert onnx.numpy_helper.to_array(weight) == pytest.approx(number)
+    vector = next(i for i in range(space.n_nodes) if space.ops[i] == "Mul" and i not in forms)
+    assert cluster_of(space, [vector]).numbers == (None, None)
+
+
 def test_a_part_of_a_tuple_that_is_computed_elsewhere_is_an_input() -> None:
     g = GraphBuilder()
     s = g.op("Split", g.input("x", TensorType((4, 6), "float32")), axis=1, sizes=(2, 4))
