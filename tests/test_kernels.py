@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xrlflow.cost.base import CostModel, bind
+from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
 from xrlflow.cost.kernels import Kernels, kernels, promise
 from xrlflow.cost.roofline import roofline
@@ -91,7 +92,8 @@ def test_estimates_are_calibrated_by_the_median_of_their_operator(tmp_path):
     rough = roofline("epyc-1t").prices(space)
     matmul, relu = space.ops.index("MatMul"), space.ops.index("Relu")
     for i, factor in ((matmul, 3.0), (relu, 5.0)):
-        database.put(kernel_of(space, i).key, ORT.fingerprint(), factor * rough[i], 1, "")
+        state = Bench(ORT, database, 0).state
+        database.put(kernel_of(space, i).key, ORT.fingerprint(), factor * rough[i], 1, state)
     prices = bind(kernels(ORT, database, seconds=0), space).prices
     gemm = space.ops.index("Gemm")
     assert prices[matmul] == pytest.approx(3 * rough[matmul])
