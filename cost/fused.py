@@ -1,7 +1,7 @@
 """The `fusion` cost by measurement: each kernel that fusion would form is compiled, tuned shortly and timed, once.
 
 What was not timed yet gets its fused roofline price, scaled by what kernels of the same kind took. Only kernels that a
-search asks for are timed: those of the input first, then those of programs that it found promising (`refined`).
+search asks for are timed: those of the input first, then those of programs that it found promising (`pricing.refine`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -215,7 +215,7 @@ class FusedKernels(Fusion):
         plain = self.plain(cost)
         return plain.total(plain.space.original)
 
-    def measure(self, programs: Iterable[tuple[FusionCost, Selection]], seconds: float) -> bool:
+    def measure(self, programs: Sequence[tuple[FusionCost, Selection]], seconds: float) -> bool:
         """Time what these programs' kernels lack, the longest first; whether prices changed by it.
 
         Costs of this model are up to date afterwards; searches that are under way are not.

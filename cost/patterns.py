@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from ..egraph.graph import Attributes, TensorType, TupleType, Type
+from ..egraph.graph import Attributes, TensorType, Type
 from ..egraph.pointwise import ELEMENTWISE
 
 
@@ -169,8 +169,3 @@ def _gather(constant: Sequence[bool]) -> tuple[Primitive, ...]:
 def free(names: Sequence[str]) -> bool:
     """Whether a kernel of these functions alone moves nothing: a view, or the part of a tuple."""
     return len(names) == 0 or tuple(names) in (("reshape",), ("squeeze",), ("expand_dims",))
-
-
-def result(t: Type) -> TensorType:
-    """The tensor, or the first one of a tuple."""
-    return t.items[0] if isinstance(t, TupleType) else t
