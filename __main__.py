@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a policy, from scratch or on your models",
     "zoo": "write one of the models that come with the package",
     "tune": "tune the kernels of a model, for later runs to use",
+    "serve": "let searches elsewhere measure on this machine",
     "cache": "what was measured, and how to take it to another machine",
     "doctor": "usable targets, versions, cache, policy",
 }

@@ -115,6 +115,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIB",
         help="a shared library of operators for ONNX Runtime; repeatable",
     )
+    p.add_argument(
+        "--provider",
+        default="",
+        metavar="NAME",
+        help="execution provider of the target onnxruntime (default: the CPU's)",
+    )
+    p.add_argument(
+        "--level",
+        default="all",
+        metavar="LEVEL",
+        help="what the target onnxruntime optimises by itself, on both sides: none, basic, extended or all "
+        "(default: %(default)s)",
+    )
+    add_tracker(p)
     p.add_argument("--json", metavar="FILE", help="write the run's record there")
     p.add_argument(
         "--replay",
@@ -128,6 +142,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="print errors only")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p  # fmt: skip
+
+
+def add_tracker(p: argparse.ArgumentParser) -> None:
+    """The options for devices elsewhere."""
+    p.add_argument(
+        "--tracker", default="", metavar="HOST:PORT", help="measure on devices behind this RPC tracker (llvm and cuda)"
+    )
+    p.add_argument("--key", default="", metavar="KEY", help="what these devices are called by the tracker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,7 +185,8 @@ def run(args: argparse.Namespace) -> int:
         rules=None if args.rules is None else tuple(r for r in args.rules.split(",") if r),
         without=tuple(args.without), threads=args.threads, trials=args.trials, policy=args.policy, seed=args.seed,
         verify=not args.no_verify, inputs=args.inputs, custom_ops=tuple(args.custom_ops), opset=args.opset,
-        shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses,
+        shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses, provider=args.provider,
+        level=args.level, tracker=args.tracker, key=args.key,
     )  # fmt: skip
     if args.replay is not None:
         from .replay import replay

@@ -28,7 +28,9 @@ class Options:
     shape: extents that specialise symbolic dimensions, as `load` takes them. at: points to measure a dynamic model at,
     each a binding of symbols or text as `--at` takes it; the result is slower at none of them.
     inputs: an .npz file or a mapping of arrays, one for each of the model's inputs: verified and measured on them too.
-    custom_ops: shared libraries of operators for ONNX Runtime.
+    custom_ops: shared libraries of operators for ONNX Runtime. provider: its execution provider ("" is the CPU's).
+    level: of its optimisations, on both sides of every comparison: none, basic, extended or all.
+    tracker, key: an RPC tracker ("HOST:PORT") and what the devices behind it are called: llvm and cuda are theirs then.
     opset: convert the model to this opset first; the result has it, too, where the original is returned.
     explain_misses: find out where rules almost fired and why they did not.
     """
@@ -50,6 +52,10 @@ class Options:
     verify: bool = True
     inputs: str | os.PathLike[str] | Mapping[str, Any] | None = None
     custom_ops: tuple[str, ...] = ()
+    provider: str = ""
+    level: str = "all"
+    tracker: str = ""
+    key: str = ""
     opset: int | None = None
     explain_misses: bool = False
     shape: Any = ()

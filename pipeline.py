@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .result import Result
 if TYPE_CHECKING:
     from .cost.base import Cost, CostModel
     from .cost.confirm import Verdict
-    from .cost.target import Target
+    from .cost.target import Choices, Target
     from .egraph.nearness import Off
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
@@ -81,11 +81,13 @@ def extract(
     return chosen.extract(space, cost, Budget(seconds, steps), np.random.default_rng(seed))
 
 
-def find_target(name: str | None, threads: int, custom_ops: tuple[str, ...] = ()) -> Target:
-    """The target of this name, the default one for None."""
+def find_target(name: str | None, threads: int, custom_ops: tuple[str, ...] = (), **options: Unpack[Choices]) -> Target:
+    """The target of this name, the default one for None; options as `parse_target` takes them."""
     from .cost.target import default_target, parse_target
 
-    return default_target(threads, custom_ops) if name is None else parse_target(name, threads, custom_ops)
+    if name is None:
+        return default_target(threads, custom_ops, **options)
+    return parse_target(name, threads, custom_ops, **options)
 
 
 @dataclass
@@ -115,7 +117,10 @@ class Run:
             from .lowering.ort_session import session_options
 
             session_options(custom_ops=self.options.custom_ops)  # refuses what cannot be loaded
-        self.target = find_target(self.options.target, self.options.threads, self.options.custom_ops)
+        o = self.options
+        self.target = find_target(
+            o.target, o.threads, o.custom_ops, provider=o.provider, level=o.level, tracker=o.tracker, key=o.key
+        )
         # With a roofline and a step budget nothing may depend on the clock.
         self.timed = self.target.measured or self.options.max_steps is None
 

@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         action="append",
         metavar="TARGET",
-        help="targets of the models: roofline:DEVICE, llvm, cuda or onnxruntime; repeatable (default: three rooflines)",
+        help="targets of the models: roofline:DEVICE, llvm, cuda or onnxruntime; repeatable (default: three rooflines, "
+        "with and without fusion)",
     )
     p.add_argument("--minutes", type=float, metavar="M", help="train for so long (default: 8, or as --iterations says)")
     p.add_argument("--iterations", type=int, metavar="N", help="rounds of collecting and learning")
@@ -60,7 +61,8 @@ def tasks_of(options: argparse.Namespace) -> list[Task]:
 
     tasks = [] if options.policy else training_set(options.seed, options.networks, options.puzzles)
     targets = options.target or [f"roofline:{d}" for d in DEVICES]
-    models = [cost_model(find_target(t, options.threads), None, Options(), 120.0, None) for t in targets]
+    costs = (None,) if options.target else (None, "fusion")
+    models = [cost_model(find_target(t, options.threads), c, Options(), 120.0, None) for t in targets for c in costs]
     for name in options.models:
         space = zoo_space(name)
         for model in models:
@@ -77,6 +79,7 @@ def train(options: argparse.Namespace, command: str) -> dict[str, Any]:
     from .policy.artefact import load_policy, save_policy
     from .policy.ppo import Arguments
     from .policy.ppo import train as ppo
+    from .policy.pretraining import NOISE
 
     network, before = load_policy(options.policy) if options.policy else (None, {})
     tasks = tasks_of(options)
@@ -99,7 +102,7 @@ def train(options: argparse.Namespace, command: str) -> dict[str, Any]:
     if not options.quiet:
         print(f"{len(tasks)} spaces of {sum(t.space.n_nodes for t in tasks) / len(tasks):.0f} e-nodes on average")
     net, curve = ppo(tasks, args, network, None if options.quiet else tell)
-    targets = sorted({t.cost.name.removesuffix(" × noise") for t in tasks} | set(before.get("targets", ())))
+    targets = sorted({t.cost.name.removesuffix(NOISE) for t in tasks} | set(before.get("targets", ())))
     account = {
         "command": command,
         "seed": options.seed,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    from .extract import Parser
+    from .extract import Parser, add_tracker
 
     p = Parser("xrlflow.tune", description="Tune the kernels that TVM makes of models, for later runs to use.")
     p.add_argument("models", nargs="+", metavar="MODEL", help="ONNX files")
@@ -31,32 +31,39 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers",
         type=int,
-        default=1,
         metavar="N",
-        help="processes that share the kernels; on a CPU they disturb each other's figures unless each has its cores",
+        help="processes that share the kernels (default: one, or one for each device of a tracker); on one CPU they "
+        "disturb each other's figures unless each has its cores",
     )
+    add_tracker(p)
     p.add_argument("--at", default="", metavar="NAME=N,N", help="extents of a dynamic model (default: 1)")
     p.add_argument("--quiet", action="store_true", help="print errors only")
     return p
 
 
 def tune(
-    path: str, target: Target, seconds: float, trials: int, workers: int = 1, symbols: dict[str, int] | None = None
+    path: str,
+    target: Target,
+    seconds: float,
+    trials: int,
+    workers: int | None = None,
+    symbols: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Tune one model: kernels, how many of them are tuned, candidates measured now and ever, seconds, and whether
     verdicts about the model would count (`judge`). Raises `UserError` if it cannot be compiled."""
     from .cost.database import Database
     from .cost.worker import Worker, WorkerError, room
 
-    if not target.measured or target.kind == "onnxruntime":
+    workers = workers or target.machines
+    if not target.tunable:
         raise UserError(f"{target}: only kernels that TVM compiles are tuned; give llvm or cuda")
     folder, start = str(Database().schedules(target.fingerprint())), time.monotonic()
 
     def work(part: tuple[int, int], limit: float, wanted: int) -> dict[str, Any]:
         with Worker(target.threads, memory=room()) as worker:
             found: dict[str, Any] = worker.call(
-                "xrlflow.cost.measurement:tune_model", path, target.kind, target.threads, folder, wanted, limit,
-                dict(symbols or {}), part, timeout=limit + 600.0,
+                "xrlflow.cost.measurement:tune_model", path, target, folder, wanted, limit, dict(symbols or {}), part,
+                timeout=limit + 600.0,
             )  # fmt: skip
         return found
 
@@ -80,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         for name in ("seconds", "trials", "threads", "workers"):
-            if not getattr(args, name) > 0:
+            if getattr(args, name) is not None and not getattr(args, name) > 0:
                 raise UserError(f"--{name} must be more than 0, not {getattr(args, name)}")
-        target = find_target(args.target, args.threads)
+        target = find_target(args.target, args.threads, tracker=args.tracker, key=args.key)
         for path in args.models:
             extents = parse_extents(args.at, "--at") if args.at else {}
             symbols = point(load(path), extents, "--at")

@@ -116,7 +116,7 @@ def timed(paths: Sequence[str], libraries: Sequence[str], rounds: int) -> list[l
     loaded = []
     for path, library in zip(paths, libraries, strict=True):
         specs = tvm_module.input_specs(onnx.load(path, load_external_data=False))
-        program = tvm_module.load_program(library, specs, "llvm")
+        program = tvm_module.Program(library, specs, "llvm")
         loaded.append((program, tvm_module.timing_inputs(specs)))
     figures: list[list[float]] = [[] for _ in loaded]
     number = [max(1, round(5.0 / max(0.01, p.time(x, 1, 2)[-1]))) for p, x in loaded]

@@ -1,6 +1,7 @@
 """The extractors on search spaces that the shipped policy was not trained on: `benchmarks/results/extractors.md`.
 
     python benchmarks/extractors.py [--networks 12] [--seeds 2] [--out FILE without suffix]
+    python benchmarks/extractors.py --cost fusion       # benchmarks/results/extractors_fusion.md
 
 Two tables. *Equal evaluations*: every extractor gets the same number of cost evaluations, and looking at a neighbouring
 program counts as one for all of them. *Equal steps*: the shipped policy, the same network untrained and uniformly
@@ -18,6 +19,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ import numpy as np
 import torch
 
 from xrlflow import load, saturate, zoo
-from xrlflow.cost.base import Cost, bind
+from xrlflow.cost.base import Cost, CostModel, bind
+from xrlflow.cost.fusion import fusion
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import cpu_model
 from xrlflow.egraph.space import SearchSpace
@@ -51,34 +54,32 @@ LEAST_GAIN = 0.003
 """Spaces where no run saves this share of the cost are left out: there is nothing to choose."""
 
 
-def spaces(networks: int) -> list[tuple[str, SearchSpace, Cost]]:
+def spaces(networks: int, model: Callable[[str], CostModel]) -> list[tuple[str, SearchSpace, Cost]]:
     """The held-out spaces: zoo models on two devices, and random networks of a seed that training does not use."""
     found = []
     for name, sizes in MODELS.items():
         space = saturate(load(zoo.build(name, **sizes)))
         label = name + "".join(f" {k}={v}" for k, v in sizes.items() if k in ("layers", "blocks"))
-        found += [(f"{label}, {d}", space, bind(roofline(d), space)) for d in DEVICES]
+        found += [(f"{label}, {d}", space, bind(model(d), space)) for d in DEVICES]
     rng = np.random.default_rng(9999)
     while len(found) < 2 * len(MODELS) + networks:
         space = saturate(random_network(rng), max_enodes=900)
         if 60 < space.n_nodes <= 450:
-            found.append((f"random network {len(found) - 2 * len(MODELS)}", space, priced(space, rng)))
+            cost = priced(space, rng, fused=float(model is fusion))
+            found.append((f"random network {len(found) - 2 * len(MODELS)}", space, cost))
     return found
 
 
-def gains(space: SearchSpace, cost: Cost, seeds: int) -> dict[str, list[float]]:
+def gains(space: SearchSpace, cost: Cost, seeds: int, policy: str | None) -> dict[str, list[float]]:
     """Share of the original's cost that each method saves, for each number of evaluations, mean over seeds."""
     original = cost.total(space.original)
-    return {
-        m: [
-            float(np.mean([
-                1 - extractor(m).extract(space, cost, Budget(steps=n), np.random.default_rng(s)).cost / original
-                for s in range(seeds)
-            ]))
-            for n in EVALUATIONS
-        ]
-        for m in METHODS
-    }  # fmt: skip
+    options = {m: {"policy": policy} if m == "rl" else {} for m in METHODS}
+
+    def gain(method: str, steps: int, seed: int) -> float:
+        chosen = extractor(method, **options[method])
+        return 1 - chosen.extract(space, cost, Budget(steps=steps), np.random.default_rng(seed)).cost / original
+
+    return {m: [float(np.mean([gain(m, n, s) for s in range(seeds)])) for n in EVALUATIONS] for m in METHODS}
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -89,16 +90,24 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--networks", type=int, default=12)
     p.add_argument("--seeds", type=int, default=2)
-    p.add_argument("--out", type=Path, default=RESULTS)
+    p.add_argument("--cost", choices=("roofline", "fusion"), default="roofline")
+    p.add_argument("--policy", help="a policy in place of the shipped one")
+    p.add_argument("--out", type=Path)
     args = p.parse_args()
+    fused = args.cost == "fusion"
+    args.out = args.out or RESULTS.with_name(RESULTS.name + "_fusion" * fused)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    players = {"shipped policy": load_policy()[0], "untrained network": PolicyNetwork().eval(), "random actions": None}
+    players = {
+        "shipped policy": load_policy(args.policy)[0],
+        "untrained network": PolicyNetwork().eval(),
+        "random actions": None,
+    }
     started, names = time.monotonic(), []
     shares: dict[str, list[list[float]]] = {m: [] for m in METHODS}
     walks: dict[str, list[list[float]]] = {m: [] for m in players}
-    for name, space, cost in spaces(args.networks):
-        found = gains(space, cost, args.seeds)
+    for name, space, cost in spaces(args.networks, fusion if fused else roofline):
+        found = gains(space, cost, args.seeds, args.policy)
         best = max(max(v) for v in found.values())
         if best < LEAST_GAIN:
             print(f"{name}: nothing to gain", flush=True)
@@ -118,7 +127,7 @@ def main() -> int:
     facts = f"{cpu_model().split('  ')[0]}, Python {platform.python_version()}; {dt.datetime.now(dt.UTC).date()}"
     lines = [
         "# Extractors on held-out search spaces", "", f"    {command}", "",
-        f"{facts}; {len(names)} spaces, {args.seeds} seeds, {time.monotonic() - started:.0f} s.",
+        f"{facts}; cost {args.cost}; {len(names)} spaces, {args.seeds} seeds, {time.monotonic() - started:.0f} s.",
         "Share of the best known gain, mean over spaces.",
         "", "## Equal cost evaluations", "",
         *table(["evaluations", *map(str, EVALUATIONS)], [[m, *(f"{x:.3f}" for x in mean[m])] for m in METHODS]),

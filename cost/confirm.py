@@ -21,16 +21,18 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from ..errors import UserError
+from ..lowering.ort_session import LEVELS
 from .database import Database
 from .target import Target
 from .worker import Worker, WorkerError
@@ -48,6 +50,9 @@ LEVEL = 0.99
 
 MOST_BLOCKS = 12
 """Blocks and controls together that are run at most where the verdict is not clear."""
+
+LOSSES = 3
+"""Sessions on remote devices that may be lost in one comparison."""
 
 _TASKS = f"{__package__}.measurement"
 
@@ -195,7 +200,7 @@ def confirm(
     """
     if not target.measured:
         raise UserError(f"{target} is computed, not measured: there is nothing to confirm")
-    target.require()
+    target = target.require()
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="xrlflow-") as name:
         folder = Path(name)
@@ -243,7 +248,7 @@ class _Sides:
     ) -> None:  # fmt: skip
         self.original, self.candidate, self.target, self.folder = original, candidate, target, folder
         self.symbols, self.trials, self.inputs = symbols, trials, ""
-        tuned = target.kind != "onnxruntime" and trials > 0
+        tuned = target.tunable and trials > 0
         self.schedules = str(database.schedules(target.fingerprint())) if tuned else ""
         self.judge = True
         self.settings: dict[str, Any] = {"target": str(target), "threads": target.threads}
@@ -252,7 +257,9 @@ class _Sides:
     def prepare(self, seconds: float, tell: Callable[[str], None]) -> str:
         """Tune and compile both sides; why they are the same program, or ""."""
         if self.target.kind == "onnxruntime":
-            self.settings |= {"pipeline": "ORT_ENABLE_ALL", "tuned": False, "trials": 0}
+            self.settings |= {"pipeline": LEVELS[self.target.level], "tuned": False, "trials": 0}
+            if self.target.provider:
+                self.settings["provider"] = self.target.provider
             return self._prepare_session()
         self.settings |= {"pipeline": "zero+default", "tuned": self.trials > 0, "trials": self.trials}
         return self._prepare_tvm(seconds, tell)
@@ -261,6 +268,8 @@ class _Sides:
         try:
             return worker.call(f"{_TASKS}:{task}", *args, timeout=timeout)
         except WorkerError as e:
+            if "DeviceLost" in str(e):
+                raise
             if side == "original":
                 raise UserError(f"the original model cannot run on {self.target}: {e}") from None
             self.failure = str(e)
@@ -272,20 +281,18 @@ class _Sides:
             with Worker(self.target.threads) as w:
                 path = getattr(self, side)
                 try:
-                    args = (path, self.target.threads, self.target.custom_ops)
-                    digests.append(self._call(side, w, "digest_optimised", *args, timeout=300))
+                    digests.append(self._call(side, w, "digest_optimised", path, self.target, timeout=300))
                 except WorkerError:
                     return f"the candidate cannot run: {self.failure}"
         return "ONNX Runtime makes the same program of both" if digests[0] == digests[1] else ""
 
     def _prepare_tvm(self, seconds: float, tell: Callable[[str], None]) -> str:
-        kind, threads = self.target.kind, self.target.threads
         share = 0.3 * seconds
         spent = share
         found: dict[str, Any] = {}
         for side in ("original", "candidate"):
             path = getattr(self, side)
-            with Worker(threads) as w:
+            with Worker(self.target.threads) as w:
                 start = time.monotonic()
                 try:
                     if self.trials:
@@ -298,8 +305,8 @@ class _Sides:
                             spent = share if took >= 0.95 * share else 2 * share - took
                     tell(f"compiling the {side}")
                     found[side] = self._call(
-                        side, w, "compile_model", path, kind, threads, self.schedules, self.symbols,
-                        str(self.folder / f"{side}.so"), timeout=600,
+                        side, w, "compile_model", path, self.target, self.schedules, self.symbols,
+                        self.library(side), timeout=600,
                     )  # fmt: skip
                 except WorkerError:
                     return f"the candidate cannot run: {self.failure}"
@@ -310,18 +317,47 @@ class _Sides:
 
     def _tune(self, side: str, worker: Worker, path: str, limit: float) -> None:
         """Tune one side; a schedule that crashes the process costs what is left of the tuning, not the comparison."""
-        args = (path, self.target.kind, self.target.threads, self.schedules, self.trials, limit, self.symbols)
+        args = (path, self.target, self.schedules, self.trials, limit, self.symbols)
         try:
             worker.call(f"{_TASKS}:tune_model", *args, timeout=limit + 60)
         except WorkerError as e:
             self.settings[f"{side}_tuning_ended"] = str(e)
 
-    def load(self, side: str, worker: Worker) -> float:
-        """Get a worker ready to run a side; milliseconds of a run."""
-        path = getattr(self, side)
-        target, library = self.target, str(self.folder / f"{side}.so")
-        args = (path, target.kind, target.threads, library, self.inputs, self.symbols, target.custom_ops)
+    def library(self, side: str) -> str:
+        return str(self.folder / f"{side}{self.target.library_suffix}")
+
+    def load(self, slot: int, side: str, worker: Worker) -> float:
+        """Get a worker ready to run a side in a slot of its own; milliseconds of a run."""
+        args = (slot, getattr(self, side), self.target, self.library(side), self.inputs, self.symbols)
         return float(self._call(side, worker, "load_side", *args, timeout=300))
+
+
+@contextmanager
+def _ready(
+    sides: _Sides, pair: tuple[str, str], rng: np.random.Generator
+) -> Iterator[tuple[list[Callable[[int, int], float]], list[float]]]:
+    """Two sides, loaded in fresh processes: what times each, and milliseconds of its first runs.
+
+    A remote device takes one session at a time: one process over there has both sides then, loaded in random order.
+    """
+    with ExitStack() as stack:
+        one = stack.enter_context(Worker(sides.target.threads))
+        once = [0.0, 0.0]
+        if sides.target.tracker:
+            workers = [one, one]
+            for k in rng.permutation(2).tolist():
+                once[k] = sides.load(k, pair[k], one)
+        else:
+            workers = [one, stack.enter_context(Worker(sides.target.threads))]
+            with ThreadPoolExecutor(2) as pool:
+                once = list(pool.map(sides.load, range(2), pair, workers))
+        yield [partial(_timed, worker, slot) for slot, worker in enumerate(workers)], once
+        if sides.target.tracker:  # a session that just breaks off may take its server along
+            one.call(f"{_TASKS}:drop", timeout=30)
+
+
+def _timed(worker: Worker, slot: int, number: int, repeat: int) -> float:
+    return float(worker.call(f"{_TASKS}:time_side", slot, number, repeat, timeout=300))
 
 
 def _measure(
@@ -332,32 +368,39 @@ def _measure(
     plan = ["block"]
     ratios: dict[str, list[list[float]]] = {"block": [], "control": []}
     times: list[tuple[list[float], list[float]]] = []
-    rounds = number = k = 0
+    rounds = number = repeat = k = lost = 0
     while k < len(plan):
         what, start = plan[k], time.monotonic()
         k += 1
         tell(f"timing, block {k} of {len(plan)}")
         pair = ("original", "original" if what == "control" else "candidate")
-        with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(sides.target.threads)) for _ in pair]
-            try:
-                with ThreadPoolExecutor(2) as pool:
-                    once = list(pool.map(sides.load, pair, workers))
-            except WorkerError:
-                return _same(f"the candidate cannot run: {sides.failure}", sides.settings)
-            if not rounds:
-                # A side of a round takes 10 ms or one run.
-                number = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
-                loading, left = time.monotonic() - start, deadline - time.monotonic()
-                if (blocks + controls - 1) * (loading + 1.0) > 0.6 * left:
-                    blocks, controls = min(blocks, 2), min(controls, 1)
-                rest = ["block"] * (blocks - 1) + ["control"] * controls
-                rng.shuffle(rest)
-                plan += rest
-                timing = max(0.0, left - len(rest) * loading) / len(plan)
-                rounds = int(min(60, max(8, 1e3 * 0.9 * timing / (sum(once) * number))))
-            one, two = (_timer(w, number) for w in workers)
-            a, b = rounds_of(one, two, rounds, rng)
+        try:
+            with _ready(sides, pair, rng) as (timers, once):
+                if not rounds:
+                    # A side of a round takes 10 ms or one run: the median of up to nine figures.
+                    runs = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
+                    repeat = min(runs, 9)
+                    number = runs // repeat
+                    loading, left = time.monotonic() - start, deadline - time.monotonic()
+                    if (blocks + controls - 1) * (loading + 1.0) > 0.6 * left:
+                        blocks, controls = min(blocks, 2), min(controls, 1)
+                    rest = ["block"] * (blocks - 1) + ["control"] * controls
+                    rng.shuffle(rest)
+                    plan += rest
+                    timing = max(0.0, left - len(rest) * loading) / len(plan)
+                    rounds = int(min(60, max(8, 1e3 * 0.9 * timing / (sum(once) * number * repeat))))
+                one, two = (partial(timer, number, repeat) for timer in timers)
+                a, b = rounds_of(one, two, rounds, rng)
+        except WorkerError as e:
+            if sides.failure or "DeviceLost" not in str(e):
+                return _same(f"the candidate cannot run: {sides.failure or e}", sides.settings)
+            lost += 1
+            if lost <= LOSSES:  # the block is run again, on this device or one like it
+                k -= 1
+                continue
+            if len(ratios["block"]) < 2 or not ratios["control"]:
+                return _same(f"{lost} sessions were lost: {e}", sides.settings)
+            break
         ratios[what].append([x / y for x, y in zip(a, b, strict=True)])
         if what == "block":
             times.append((a, b))
@@ -370,16 +413,14 @@ def _measure(
                 plan += ["control", "block"]  # not clear yet, and there is time
     speedup, low, high, verdict, used = decide(ratios["block"], ratios["control"], margin)
     settings = sides.settings | {
-        "rounds": rounds, "runs_per_round": number, "blocks": len(times), "margin": used, "level": LEVEL,
+        "rounds": rounds, "runs_per_round": number * repeat, "blocks": len(times), "margin": used, "level": LEVEL,
         "controls": [statistics.median(c) for c in ratios["control"]],
         "block_speedups": [statistics.median(c) for c in ratios["block"]],
     }  # fmt: skip
+    if lost:
+        settings["sessions_lost"] = lost
     return Verdict(
         statistics.median(x for a, _ in times for x in a), statistics.median(x for _, b in times for x in b),
         speedup, low, high, verdict, sides.judge,
         "" if sides.judge else "not a judge: kernels with more than 5 % of the time are not tuned", settings,
     )  # fmt: skip
-
-
-def _timer(worker: Worker, number: int) -> Callable[[], float]:
-    return lambda: float(worker.call(f"{_TASKS}:time_side", number, timeout=300))

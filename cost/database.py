@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +130,19 @@ class Database:
             (kernel, target, threads, state),
         )
         return Latency(rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def many(self, kernels: Iterable[str], target: str, threads: int = 1, state: str = "") -> dict[str, Latency]:
+        """What is known of some kernels."""
+        wanted, found = list(dict.fromkeys(kernels)), dict[str, Latency]()
+        for k in range(0, len(wanted), 500):  # SQLite's limit of variables is 999 in old versions
+            part = wanted[k : k + 500]
+            rows = self._execute(
+                "select kernel, ms, detail from latency where target=? and threads=? and state=? and kernel in "
+                f"({', '.join('?' * len(part))})",
+                (target, threads, state, *part),
+            )
+            found |= {kernel: Latency(ms, json.loads(detail)) for kernel, ms, detail in rows}
+        return found
 
     def put(self, kernel: str, target: str, ms: float, threads: int = 1, state: str = "", **detail: Any) -> None:
         """Remember a kernel's milliseconds, replacing what was known under this key."""

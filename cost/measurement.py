@@ -1,51 +1,71 @@
-"""What worker processes do: compile, tune and time one model. Called by name, with plain arguments and results."""
+"""What worker processes do: compile, tune and time models. Called by name, with plain arguments and results."""
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ..lowering.tvm_module import Here
+    from ..lowering.tvm_remote import Remote
+    from .target import Target
 
 ROUND_MS = 2.0
 """A figure of kernel timing covers at least about this many milliseconds, so that the clock's grain does not show."""
 
+SESSION_SECONDS = 900.0
+"""A session on a remote device ends after this time by itself, lest a client that is gone keeps it."""
 
-def measure_kernel(
-    model: bytes, kind: str, threads: int, folder: str, trials: int, seconds: float, custom_ops: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Latency of a model that is one kernel: `ms`, the least of seven figures, since noise only adds; their median,
-    `usual_ms`; and what tuning was done.
 
-    folder: of tuned schedules, which this call adds to. trials, seconds: limits of its tuning (TVM only).
-    """
-    detail: dict[str, Any] = {}
-    program: Any
-    if kind == "onnxruntime":
-        from ..lowering.ort_session import Session
+def tvm_target_of(target: Target) -> Any:
+    """The `tvm.target.Target` of a target that TVM compiles for."""
+    from ..lowering import tvm_module
 
-        program = Session(model, threads, custom_ops=custom_ops)
+    if not target.tracker:
+        return tvm_module.tvm_target(target.kind, target.threads)
+    there = target.there
+    assert there is not None  # `require` asked
+    return tvm_module.tvm_target(target.kind, target.threads, there.arch or None, there.cpu, there.triple)
+
+
+def place_of(target: Target) -> Here | Remote:
+    """Where programs for a target run."""
+    from ..lowering import tvm_module
+
+    if not target.tracker:
+        return tvm_module.Here(target.kind)
+    from ..lowering.tvm_remote import Remote
+
+    return Remote(target.tracker, target.key, target.kind, target.threads, SESSION_SECONDS)
+
+
+def warm_up(target: Target) -> None:
+    """Import what measuring on this target needs, so that the first kernel is not charged for it."""
+    if target.kind == "onnxruntime":
+        from ..lowering.ort_session import runtime
+
+        runtime()
     else:
-        from ..lowering import tvm_module, tvm_tuner
+        from ..lowering import tvm_tuner  # noqa: F401
 
-        target = tvm_module.tvm_target(kind, threads)
-        fused = tvm_module.fuse(tvm_module.import_onnx(model), target)
-        schedules = None
-        if trials > 0:
-            tuning = tvm_tuner.tune(fused, target, Path(folder), trials, seconds)
-            detail = {"trials": sum(t.trials for t in tuning.tasks), "complete": tuning.complete}
-            schedules = tvm_tuner.recorded(fused, target, Path(folder))
-        executable = tvm_module.compile_module(fused, target, schedules)
-        program = tvm_module.Program(executable, tvm_module.input_specs(tvm_module.read_model(model)), kind)
-    inputs = _inputs(program)
-    once = program.time(inputs, 1, 1)[0]
-    number = max(1, min(1000, int(ROUND_MS / max(once, 1e-4))))
-    figures = program.time(inputs, number, 7 if once < 200 else 3)
-    return {"ms": min(figures), "usual_ms": statistics.median(figures), **detail}
+        tvm_target_of(target)
+
+
+def _session(model: bytes | str, target: Target, symbols: dict[str, int] | None = None) -> Any:
+    from ..lowering.ort_session import PROVIDER, Session
+
+    return Session(
+        model, target.threads, symbols, target.custom_ops, provider=target.provider or PROVIDER, level=target.level
+    )
 
 
 def _inputs(program: Any, given: str = "") -> dict[str, np.ndarray]:
@@ -59,83 +79,157 @@ def _inputs(program: Any, given: str = "") -> dict[str, np.ndarray]:
     return timing_inputs(program.specs)
 
 
-def warm_up(kind: str) -> None:
-    """Import what measuring on this kind of target needs, so that the first kernel is not charged for it."""
-    if kind == "onnxruntime":
-        from ..lowering.ort_session import runtime
+@contextmanager
+def _device_watched() -> Iterator[None]:
+    """Tells errors of programs from the loss of the device that they ran on: raises `DeviceLost` for that."""
+    try:
+        yield
+    except Exception as error:
+        if _place and not _place[0].alive():
+            from ..lowering.tvm_remote import DeviceLost
 
-        runtime()
+            raise DeviceLost(f"the session ended: {error}") from None
+        raise
+
+
+# Kernels
+
+_kept: dict[str, tuple[Any, dict[str, np.ndarray], int]] = {}
+"""Programs that wait for their turns: inputs, and how many runs make a figure."""
+
+_place: list[Any] = []
+"""Where they are: one place, or none yet."""
+
+
+@_device_watched()
+def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: int, seconds: float) -> dict[str, Any]:
+    """Make a model that is one kernel ready for `time_kernels`: `ms`, what a run took just now, and what tuning was
+    done.
+
+    folder: of tuned schedules, which this call adds to. trials, seconds: limits of its tuning (TVM only).
+    """
+    detail: dict[str, Any] = {}
+    program: Any
+    if target.kind == "onnxruntime":
+        program = _session(model, target)
     else:
-        from ..lowering import tvm_module, tvm_tuner  # noqa: F401
+        from ..lowering import tvm_module, tvm_tuner
 
-        tvm_module.tvm_target(kind)
+        compiled_for = tvm_target_of(target)
+        fused = tvm_module.fuse(tvm_module.import_onnx(model), compiled_for)
+        if not _place:
+            _place.append(place_of(target))
+        schedules = None
+        if trials > 0:
+            tuning = tvm_tuner.tune(fused, compiled_for, Path(folder), trials, seconds, place=_place[0])
+            detail = {"trials": sum(t.trials for t in tuning.tasks), "complete": tuning.complete}
+            schedules = tvm_tuner.recorded(fused, compiled_for, Path(folder))
+        executable = tvm_module.compile_module(fused, compiled_for, schedules)
+        program = tvm_module.Program(executable, tvm_module.input_specs(tvm_module.read_model(model)), _place[0])
+    inputs = _inputs(program)
+    once = program.time(inputs, 1, 2)[-1]
+    _kept[key] = program, inputs, max(1, min(1000, int(ROUND_MS / max(once, 1e-4))))
+    return {"ms": once, **detail}
+
+
+@_device_watched()
+def time_kernels(least: int, most: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of all kernels that are ready, one figure in each round; the order within a round is random.
+
+    least, most: rounds at least and at most; between these there are as many as fit in `seconds`. The kernels are
+    dropped afterwards.
+    """
+    figures: dict[str, list[float]] = {key: [] for key in _kept}
+    rng, start = np.random.default_rng(0), time.monotonic()
+    keys = list(_kept)
+    for k in range(most):
+        for i in rng.permutation(len(keys)).tolist():
+            program, inputs, number = _kept[keys[i]]
+            figures[keys[i]].append(program.time(inputs, number, 1)[0])
+        if k + 1 >= least and time.monotonic() - start > seconds:
+            break
+    drop()
+    return figures
+
+
+def drop() -> None:
+    """Forget what is loaded, and give a remote device back."""
+    _kept.clear()
+    _sides.clear()
+    gc.collect()  # what is loaded over there is let go before the session
+    while _place:
+        _place.pop().close()
 
 
 # The two sides of a confirmation
 
 
 def tune_model(
-    path: str, kind: str, threads: int, folder: str, trials: int, seconds: float, symbols: dict[str, int],
+    path: str, target: Target, folder: str, trials: int, seconds: float, symbols: dict[str, int],
     part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:  # fmt: skip
     """Tune a whole model's kernels, or each n-th of them, into `folder`; the tuning's summary."""
     from ..lowering import tvm_module, tvm_tuner
 
-    target = tvm_module.tvm_target(kind, threads)
-    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), target)
-    return tvm_tuner.tune(fused, target, Path(folder), trials, seconds, part=part).summary()
+    compiled_for = tvm_target_of(target)
+    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
+    place = place_of(target) if trials > 0 else None
+    try:
+        return tvm_tuner.tune(fused, compiled_for, Path(folder), trials, seconds, part=part, place=place).summary()
+    finally:
+        if place is not None:
+            place.close()
 
 
-def compile_model(
-    path: str, kind: str, threads: int, folder: str, symbols: dict[str, int], library: str
-) -> dict[str, Any]:
+def compile_model(path: str, target: Target, folder: str, symbols: dict[str, int], library: str) -> dict[str, Any]:
     """Compile a model to `library` with the schedules in `folder` ("" for none); its `digest` and kernel summary."""
     from ..lowering import tvm_module, tvm_tuner
 
-    target = tvm_module.tvm_target(kind, threads)
-    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), target)
+    compiled_for = tvm_target_of(target)
+    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
     known = Path(folder) if folder else None
-    tuning = tvm_tuner.tune(fused, target, known, 0, 0.0)
-    schedules = tvm_tuner.recorded(fused, target, known) if known else None
-    executable = tvm_module.compile_module(fused, target, schedules)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(library), suffix=".so")
+    tuning = tvm_tuner.tune(fused, compiled_for, known, 0, 0.0)
+    schedules = tvm_tuner.recorded(fused, compiled_for, known) if known else None
+    executable = tvm_module.compile_module(fused, compiled_for, schedules)
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(library), suffix=Path(library).suffix)
     os.close(handle)
     executable.export_library(temporary)
     os.replace(temporary, library)
     return {"digest": tvm_module.code_digest(fused), **tuning.summary()}
 
 
-_loaded: dict[str, Any] = {}
+_sides: dict[int, tuple[Any, dict[str, np.ndarray]]] = {}
+"""The programs that this process compares, or has its half of."""
 
 
-def load_side(
-    path: str, kind: str, threads: int, library: str, inputs: str, symbols: dict[str, int],
-    custom_ops: Sequence[str] = (),
-) -> float:  # fmt: skip
-    """Make this process ready to run one side, warm it up, and say how many milliseconds a run takes."""
+@_device_watched()
+def load_side(slot: int, path: str, target: Target, library: str, inputs: str, symbols: dict[str, int]) -> float:
+    """Make this process ready to run a side, warm it up, and say how many milliseconds a run takes."""
     program: Any
-    if kind == "onnxruntime":
-        from ..lowering.ort_session import Session
-
-        program = Session(path, threads, symbols, custom_ops)
+    if target.kind == "onnxruntime":
+        program = _session(path, target, symbols)
     else:
         import onnx
 
         from ..lowering import tvm_module
 
+        if not _place:
+            _place.append(place_of(target))
         proto = onnx.load(path, load_external_data=False)
-        program = tvm_module.load_program(library, tvm_module.input_specs(proto, symbols), kind)
-    _loaded["program"], _loaded["inputs"] = program, _inputs(program, inputs)
-    return float(min(program.time(_loaded["inputs"], 1, 3)))
+        program = tvm_module.Program(library, tvm_module.input_specs(proto, symbols), _place[0])
+    _sides[slot] = program, _inputs(program, inputs)
+    return float(min(program.time(_sides[slot][1], 1, 3)))
 
 
-def time_side(number: int) -> float:
-    """Milliseconds of a run of the loaded side, the mean of `number`."""
-    return float(_loaded["program"].time(_loaded["inputs"], number, 1)[0])
+@_device_watched()
+def time_side(slot: int, number: int, repeat: int) -> float:
+    """Milliseconds of a run of a loaded side: the median of `repeat` figures, each the mean of `number` runs."""
+    program, inputs = _sides[slot]
+    return float(statistics.median(program.time(inputs, number, repeat)))
 
 
-def digest_optimised(path: str, threads: int, custom_ops: Sequence[str] = ()) -> str:
+def digest_optimised(path: str, target: Target) -> str:
     """Digest of what ONNX Runtime makes of a model, names left out: equal digests run the same operators."""
-    from ..lowering.ort_session import optimised_digest
+    from ..lowering.ort_session import PROVIDER, optimised_digest
 
-    return optimised_digest(path, threads, custom_ops)
+    return optimised_digest(path, target.threads, target.custom_ops, target.provider or PROVIDER, target.level)

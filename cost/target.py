@@ -10,10 +10,18 @@ import importlib.util
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ..errors import TargetUnavailable, UserError
+from ..lowering.ort_session import LEVELS
 from .devices import DEVICES
+from .worker import Worker, WorkerError
+
+if TYPE_CHECKING:
+    from ..lowering.tvm_remote import Facts
+
+_LOWERING = f"{__package__.rpartition('.')[0]}.lowering"
 
 KINDS = ("llvm", "cuda", "onnxruntime")
 """Targets that are measured. `roofline:DEVICE` is computed."""
@@ -26,13 +34,21 @@ class Target:
     kind: "llvm" (host CPU through TVM), "cuda" (GPU through TVM), "onnxruntime" (host CPU) or "roofline".
     device: the device description's name for "roofline", else empty.
     threads: CPU threads that a kernel may use; part of every database key.
-    custom_ops: shared libraries of operators that ONNX Runtime loads.
+    custom_ops: shared libraries of operators that ONNX Runtime loads. provider: what runs its operators, "" for the
+    CPU's. level: of its optimisations (`LEVELS`).
+    tracker: "HOST:PORT" of an RPC tracker, "" for this machine; key: what the devices behind it are called. "llvm" and
+    "cuda" are a processor and a GPU over there then. there: what these devices are; `require` asks them.
     """
 
     kind: str
     device: str = ""
     threads: int = 1
     custom_ops: tuple[str, ...] = ()
+    provider: str = ""
+    level: str = "all"
+    tracker: str = ""
+    key: str = ""
+    there: Facts | None = field(default=None, compare=False, repr=False)
 
     @property
     def measured(self) -> bool:
@@ -44,16 +60,58 @@ class Target:
         """The roofline device that stands in for kernels which were not measured."""
         return self.device or ("h100" if self.kind == "cuda" else "epyc-1t")
 
+    @property
+    def tunable(self) -> bool:
+        """Whether its kernels are compiled by TVM, and so tuned."""
+        return self.kind in ("llvm", "cuda")
+
     def available(self) -> bool:
         """Whether this machine can measure it."""
-        return why_unavailable(self.kind) is None
+        try:
+            self.require()
+        except TargetUnavailable:
+            return False
+        return True
 
     def require(self) -> Target:
-        """The target itself; raises `TargetUnavailable` with the reason when this machine has it not."""
+        """The target itself, remote devices asked what they are.
+
+        Raises `TargetUnavailable` with the reason when it cannot be measured from here, `UserError` for options that it
+        has not.
+        """
+        if self.level not in LEVELS:
+            raise UserError(f"unknown optimisation level {self.level!r}: give one of {', '.join(LEVELS)}")
+        if self.kind != "onnxruntime" and (self.provider or self.level != "all"):
+            raise UserError(f"provider and optimisation level are options of the target onnxruntime, not of {self}")
+        if bool(self.tracker) != bool(self.key):
+            raise UserError("a tracker and the key of its devices belong together: give both or none")
+        if self.tracker and not self.tunable:
+            raise UserError(f"{self} is not measured through a tracker: give the target llvm or cuda")
+        if self.tracker:
+            return replace(self, there=facts(self.tracker, self.key, self.kind))
         reason = why_unavailable(self.kind)
         if reason is not None:
             raise TargetUnavailable(f"target {self}: {reason}")
+        if self.provider:
+            from ..lowering.ort_session import providers
+
+            providers(self.provider)
         return self
+
+    @property
+    def machines(self) -> int:
+        """How many devices measure side by side."""
+        return self._asked.servers if self.tracker else 1
+
+    @property
+    def _asked(self) -> Facts:
+        return self.there or facts(self.tracker, self.key, self.kind)
+
+    @property
+    def library_suffix(self) -> str:
+        """Ending of compiled programs: objects that are linked over there, where this machine's linker is no use."""
+        foreign = self.tracker and platform.machine() not in self._asked.triple
+        return ".tar" if foreign else ".so"
 
     def fingerprint(self) -> str:
         """Twelve hex digits that differ whenever latencies may: processor, threads, versions (see `description`)."""
@@ -62,38 +120,54 @@ class Target:
 
     def description(self) -> dict[str, str | int]:
         """What the fingerprint is made of."""
-        facts: dict[str, str | int] = {"kind": self.kind, "device": self.device, "threads": self.threads}
+        told: dict[str, str | int] = {"kind": self.kind, "device": self.device, "threads": self.threads}
+        if self.tunable:
+            told["tvm"] = _version("apache-tvm")
+        if self.tracker:
+            there = self._asked
+            told |= {"key": self.key, "cpu": there.cpu, "machine": there.triple}
+            return told | ({"gpu": there.gpu} if there.gpu else {})
         if self.kind in ("llvm", "onnxruntime"):
-            facts |= {"cpu": cpu_model(), "machine": platform.machine()}
-        if self.kind in ("llvm", "cuda"):
-            facts["tvm"] = _version("apache-tvm")
+            told |= {"cpu": cpu_model(), "machine": platform.machine()}
         if self.kind == "cuda":
-            facts["gpu"] = gpu_name() or "none"
+            told["gpu"] = gpu_name() or "none"
         if self.kind == "onnxruntime":
-            facts["onnxruntime"] = _version("onnxruntime")
+            told["onnxruntime"] = _version("onnxruntime")
             if self.custom_ops:
-                facts["custom_ops"] = " ".join(map(_digest, self.custom_ops))
-        return facts
+                told["custom_ops"] = " ".join(map(_digest, self.custom_ops))
+            if self.provider:
+                told["provider"] = self.provider
+            if self.level != "all":
+                told["level"] = self.level
+        return told
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.device}" if self.device else self.kind
+        name = f"{self.kind}:{self.device}" if self.device else self.kind
+        return f"{name}@{self.key}" if self.key else name
 
 
-def parse_target(text: str, threads: int = 1, custom_ops: tuple[str, ...] = ()) -> Target:
+class Choices(TypedDict, total=False):
+    """Further fields of a `Target`, by name."""
+
+    provider: str
+    level: str
+    tracker: str
+    key: str
+
+
+def parse_target(text: str, threads: int = 1, custom_ops: tuple[str, ...] = (), **options: Unpack[Choices]) -> Target:
     """The target that `text` names: llvm, cuda, onnxruntime or roofline:DEVICE.
 
-    custom_ops: shared libraries of operators, of use to onnxruntime only.
+    custom_ops: shared libraries of operators, of use to onnxruntime only. options: further fields of `Target`.
 
     Raises `UserError` for an unknown name, and `TargetUnavailable` when this machine cannot run it.
     """
     if threads < 1:
         raise UserError(f"threads must be at least 1, not {threads}")
     kind, _, device = text.strip().partition(":")
-    if kind == "roofline" and device in DEVICES:
-        return Target(kind, device, threads, custom_ops)
-    if kind not in KINDS or device:
+    if not (kind == "roofline" and device in DEVICES) and (kind not in KINDS or device):
         raise UserError(f"unknown target {text!r}: give one of {', '.join(target_names())}")
-    return Target(kind, "", threads, custom_ops).require()
+    return Target(kind, device, threads, custom_ops, **options).require()
 
 
 def target_names() -> list[str]:
@@ -106,9 +180,32 @@ def usable_targets() -> dict[str, str]:
     return {name: why_unavailable(name.partition(":")[0]) or "" for name in target_names()}
 
 
-def default_target(threads: int = 1, custom_ops: tuple[str, ...] = ()) -> Target:
-    """cuda where a GPU is found, else llvm."""
-    return parse_target("cuda" if why_unavailable("cuda") is None else "llvm", threads, custom_ops)
+def default_target(threads: int = 1, custom_ops: tuple[str, ...] = (), **options: Unpack[Choices]) -> Target:
+    """cuda where a GPU is found (behind the tracker, if one is given), else llvm."""
+    if options.get("tracker") and options.get("key"):
+        try:
+            return parse_target("cuda", threads, custom_ops, **options)
+        except TargetUnavailable:
+            return parse_target("llvm", threads, custom_ops, **options)
+    return parse_target("cuda" if why_unavailable("cuda") is None else "llvm", threads, custom_ops, **options)
+
+
+def facts(tracker: str, key: str, kind: str) -> Facts:
+    """What the devices behind a tracker are. Raises `TargetUnavailable` with the reason if they cannot be asked."""
+    from ..lowering.tvm_remote import parse_tracker
+
+    try:
+        parse_tracker(tracker)
+    except ValueError as error:
+        raise UserError(f"tracker {error}") from None
+    if importlib.util.find_spec("tvm") is None:
+        raise TargetUnavailable(f"target {kind}@{key}: the package apache-tvm is not installed")
+    with Worker() as worker:  # TVM need not be imported here
+        try:
+            found: Facts = worker.call(f"{_LOWERING}.tvm_remote:facts", tracker, key, kind, timeout=120.0)
+        except WorkerError as error:
+            raise TargetUnavailable(f"target {kind}@{key}: {str(error).partition(': ')[2] or error}") from None
+    return found
 
 
 def why_unavailable(kind: str) -> str | None:

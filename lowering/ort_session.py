@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import TargetUnavailable, UserError
 from .tvm_module import InputSpec, input_specs, read_model, timing_inputs
 
 if TYPE_CHECKING:
     import onnx
 
-PIPELINE = "ORT_ENABLE_ALL"
+PROVIDER = "CPUExecutionProvider"
+
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""Optimisation levels of a session, by the names that users give."""
 
 
 @functools.cache
@@ -30,19 +38,27 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def session_options(
-    threads: int = 1, optimise: bool = False, custom_ops: Sequence[str] = (), mapped: bool = False
-) -> Any:
-    """Options of a session: threads of one operator (operators run one after another), all optimisations or none.
+def providers(provider: str = PROVIDER) -> list[str]:
+    """The providers of a session: this one, and the CPU's for what it does not know.
 
-    custom_ops: shared libraries of operators. mapped: leave weights where they are, memory-mapped if they are external
-    data; else kernels keep copies that are laid out for speed. Raises `UserError` for a library that is missing or
-    cannot be loaded.
+    Raises `TargetUnavailable` if the installed runtime has it not.
+    """
+    known = runtime().get_available_providers()
+    if provider not in known:
+        raise TargetUnavailable(f"provider {provider}: this onnxruntime has only {', '.join(known)}")
+    return list(dict.fromkeys((provider, PROVIDER)))
+
+
+def session_options(threads: int = 1, level: str = "none", custom_ops: Sequence[str] = (), mapped: bool = False) -> Any:
+    """Options of a session: threads of one operator (operators run one after another) and what is optimised.
+
+    level: one of `LEVELS`. custom_ops: shared libraries of operators. mapped: leave weights where they are,
+    memory-mapped if they are external data; else kernels keep copies that are laid out for speed. Raises `UserError`
+    for a library that is missing or cannot be loaded.
     """
     ort = runtime()
     options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -60,12 +76,12 @@ def session_options(
 
 
 class Session:
-    """An ONNX Runtime session on the CPU provider.
+    """An ONNX Runtime session.
 
     model: a proto, its bytes or a path (needed for weights in external files).
     threads: of one operator; operators run one after another.
     symbols: extents of named dimensions for `specs`; the others are 1.
-    custom_ops: shared libraries of operators.
+    custom_ops: shared libraries of operators. provider: what runs it, where it can. level: one of `LEVELS`.
     """
 
     def __init__(
@@ -74,12 +90,14 @@ class Session:
         threads: int = 1,
         symbols: Mapping[str, int] | None = None,
         custom_ops: Sequence[str] = (),
+        provider: str = PROVIDER,
+        level: str = "all",
     ) -> None:
         import onnx
 
         ort = runtime()
         start = time.perf_counter()
-        options = session_options(threads, True, custom_ops)
+        options = session_options(threads, level, custom_ops)
         # Idle threads that spin would disturb whoever shares the processor, the other side of a comparison included.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         if isinstance(model, (str, os.PathLike)):
@@ -88,7 +106,7 @@ class Session:
         else:
             proto = read_model(model)
             source = model if isinstance(model, bytes) else proto.SerializeToString()
-        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(source, options, providers=providers(provider))
         self.specs: list[InputSpec] = input_specs(proto, symbols)
         self.seconds = time.perf_counter() - start
 
@@ -109,7 +127,9 @@ class Session:
         return out
 
 
-def optimised_digest(path: str, threads: int = 1, custom_ops: Sequence[str] = ()) -> str:
+def optimised_digest(
+    path: str, threads: int = 1, custom_ops: Sequence[str] = (), provider: str = PROVIDER, level: str = "all"
+) -> str:
     """Digest of the graph that ONNX Runtime runs after its optimisations, the names of values left out.
 
     Two models with equal digests run the same operators on the same constants in the same order.
@@ -124,7 +144,7 @@ def optimised_digest(path: str, threads: int = 1, custom_ops: Sequence[str] = ()
     from .onnx_tensor import stored_weight
 
     ort = runtime()
-    options = session_options(threads, True, custom_ops)
+    options = session_options(threads, level, custom_ops)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "optimised.onnx"
         options.optimized_model_filepath = str(file)
@@ -132,7 +152,7 @@ def optimised_digest(path: str, threads: int = 1, custom_ops: Sequence[str] = ()
             entry = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{entry}_file_name", "optimised.data")
             options.add_session_config_entry(f"{entry}_min_size_in_bytes", "65536")
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(path, options, providers=providers(provider))
         data, store = read(file)
         graph, digest = onnx.load_model_from_string(data).graph, hashlib.blake2b(digest_size=16)
         names: dict[str, str] = {"": ""}

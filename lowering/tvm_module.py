@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import os
-import platform
 import re
 import sys
 import time
@@ -24,6 +23,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import onnx
+
+    from .tvm_remote import Remote
 
 PIPELINE = "zero+default"
 
@@ -48,12 +49,20 @@ def tvm() -> Any:
     return module
 
 
-def tvm_target(kind: str, threads: int = 1, arch: str | None = None) -> Any:
-    """A `tvm.target.Target`: "llvm" for this host's processor, or "cuda" for `arch` ("sm_90"; else this GPU's)."""
+def tvm_target(
+    kind: str, threads: int = 1, arch: str | None = None, cpu: str | None = None, triple: str | None = None
+) -> Any:
+    """A `tvm.target.Target`: "llvm" for a processor, or "cuda" for GPUs of an architecture with that processor as host.
+
+    arch: "sm_90"; None takes this machine's GPU. cpu, triple: as LLVM names them; None takes this machine's.
+    """
     t = tvm()
-    host = {"kind": "llvm", "mcpu": t.get_global_func("target.llvm_get_system_cpu")(), "num-cores": threads}
+    own = t.get_global_func("target.llvm_get_system_triple")()
+    host = {"kind": "llvm", "mcpu": cpu or t.get_global_func("target.llvm_get_system_cpu")(), "num-cores": threads}
+    if triple is not None and triple != own:
+        host["mtriple"] = triple
     if kind == "llvm":
-        if platform.machine() in ("x86_64", "AMD64"):
+        if (triple or own).startswith("x86_64"):
             importlib.import_module("tvm.s_tir.tensor_intrin.x86")  # schedules on x86 refer to it by name
         return t.target.Target(host)
     if arch is None:
@@ -69,6 +78,31 @@ def tvm_target(kind: str, threads: int = 1, arch: str | None = None) -> Any:
 def device(kind: str) -> Any:
     """The `tvm.runtime.Device` that a target kind runs on."""
     return tvm().cuda(0) if kind == "cuda" else tvm().cpu()
+
+
+class Here:
+    """This machine as the place where programs run; `tvm_remote.Remote` is one elsewhere."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.device = device(kind)
+
+    def renew(self) -> None:
+        """Nothing to do: this process is the session."""
+
+    def alive(self) -> bool:
+        return True
+
+    def load(self, built: Any) -> Any:
+        """A compiled module, ready to run."""
+        return built
+
+    def load_file(self, path: str) -> Any:
+        """What `export_library` wrote."""
+        return tvm().runtime.load_module(path)
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
 def read_model(model: onnx.ModelProto | bytes | str | os.PathLike[str]) -> onnx.ModelProto:
@@ -194,17 +228,22 @@ def code_digest(module: Any) -> str:
 class Program:
     """A compiled model on its device, ready to run.
 
-    seconds: what compiling took.
+    executable: or a library that was made of one. place: where it runs; a kind of target is this machine. seconds: what
+    compiling took.
     """
 
-    def __init__(self, executable: Any, specs: Sequence[InputSpec], kind: str, seconds: float = 0.0) -> None:
+    def __init__(
+        self, executable: Any, specs: Sequence[InputSpec], place: str | Here | Remote, seconds: float = 0.0
+    ) -> None:
         from tvm import relax
 
+        where = Here(place) if isinstance(place, str) else place
         self.executable = executable
         self.specs = list(specs)
-        self.device = device(kind)
+        self.device = where.device
         self.seconds = seconds
-        self._vm = relax.VirtualMachine(executable, self.device)
+        loaded = where.load_file(executable) if isinstance(executable, str) else where.load(executable)
+        self._vm = relax.VirtualMachine(loaded, self.device)
 
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> list[Any]:
         """The inputs on the device, in the order of the model's."""
@@ -219,11 +258,6 @@ class Program:
         """Milliseconds of one run: `repeat` figures, each the mean of `number` runs, after one that is not counted."""
         evaluate = self._vm.time_evaluator("main", self.device, number=number, repeat=repeat)
         return [1e3 * s for s in evaluate(*self.tensors(inputs)).results]
-
-
-def load_program(library: str, specs: Sequence[InputSpec], kind: str) -> Program:
-    """A program that `executable.export_library` wrote."""
-    return Program(tvm().runtime.load_module(library), specs, kind)
 
 
 def _flat(value: Any) -> list[Any]:

@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tvm_module import device, tvm
+from .tvm_module import Here, tvm
+
+if TYPE_CHECKING:
+    from .tvm_remote import Remote
 
 ENOUGH = 8
 """Trials from which on a kernel counts as tuned, if no register-tiled schedule (`tvm_schedules`) fits it."""
@@ -157,6 +160,7 @@ def tune(
     seconds: float = 60.0,
     progress: Callable[[int, int, float], None] | None = None,
     part: tuple[int, int] = (0, 1),
+    place: Here | Remote | None = None,
 ) -> Tuning:
     """Tune the kernels of a fused module, keeping the best schedules in `folder` (None keeps and knows none).
 
@@ -165,9 +169,12 @@ def tune(
     seconds: stop after this time; the best so far is kept (one candidate may overrun).
     progress: called with trials done, trials planned and seconds.
     part: (k, n) leaves all kernels but each n-th, from the k-th on, to other processes.
+    place: where candidates are timed; None is this machine.
+
+    Raises `tvm_remote.DeviceLost` if the place is one elsewhere that is gone for good; what was found is kept.
     """
     start = time.monotonic()
-    on = device(str(target.kind.name))
+    place = place or Here(str(target.kind.name))
     tasks = tasks_of(fused, target)
     if folder:
         for t in tasks:
@@ -187,10 +194,12 @@ def tune(
                 complete = False
                 continue
             before = t.trials
-            _improve(t, target, on, wanted, left)
+            try:
+                _improve(t, target, place, wanted, left)
+            finally:
+                if folder:
+                    _store(t, folder)
             done += t.trials - before
-            if folder:
-                _store(t, folder)
             complete &= t.trials >= wanted
             if progress is not None:
                 progress(done, planned, time.monotonic() - start)
@@ -209,16 +218,19 @@ def _plan(tasks: list[Task], trials: int) -> list[int]:
     ]
 
 
-def _improve(t: Task, target: Any, on: Any, wanted: int, seconds: float) -> None:
+def _improve(t: Task, target: Any, place: Here | Remote, wanted: int, seconds: float) -> None:
     """Measure candidates until the task has had `wanted` trials or the time is over."""
     deadline = time.monotonic() + seconds
-    arguments = _tensors(t.module, on)
+    arguments = _tensors(t.module, place.device)
     for trace, schedule in _candidates(t, target, wanted):
         t.trials += 1
         try:
-            library = tvm().tirx.build(schedule, target=target)
-            ms = _time(library, on, arguments, t.ms)
+            library = place.load(tvm().tirx.build(schedule, target=target))
+            ms = _time(library, place.device, arguments, t.ms)
         except Exception:  # noqa: BLE001  (a schedule that does not build is one trial lost)
+            if not place.alive():  # one that takes the session with it, too
+                place.renew()
+                arguments = _tensors(t.module, place.device)
             continue
         if ms < t.ms:
             t.ms, t.trace, t.default = ms, trace, trace is None

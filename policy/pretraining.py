@@ -1,12 +1,14 @@
 """What the shipped policy learns from: search spaces of random small networks, puzzles and small zoo models.
 
-Every task is a space with prices. Prices come from the rooflines of several devices, multiplied for each kind of
-kernel by a log-normal factor: measured kernels deviate from any model too, and the policy shall read prices, not
-remember operators. Weight limits vary, so that room for growth has to be spent with care.
+Every task is a space with prices. Prices come from the rooflines of several devices, of operators by themselves and of
+the kernels that fusion makes of them, multiplied for each kind of kernel by a log-normal factor: measured kernels
+deviate from any model too, and the policy shall read prices, not remember operators. Weight limits vary, so that room
+for growth has to be spent with care.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import exp
@@ -15,7 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cost.base import Cost, bind
+from ..cost.devices import DEVICES as DESCRIBED
+from ..cost.devices import Device
+from ..cost.fusion import Fusion, fusion
+from ..cost.ledger import Fuser, Members
 from ..cost.roofline import roofline
+from ..cost.units import Pricer, Units
 from ..egraph.graph import Graph, GraphBuilder, TensorType, Weight
 from .base import Budget, extractor
 from .puzzles import puzzle
@@ -31,6 +38,9 @@ GROWTH = (1.05, 1.05, 1.2, 1.5)
 
 LARGEST = 500
 """Spaces with more e-nodes are left out of the training set."""
+
+FUSED = 0.5
+"""Share of the tasks whose cost is that of fused kernels."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,18 @@ def task(name: str, space: SearchSpace, cost: Cost, evaluations: int = 2000, see
     return Task(name, space, cost, max(1 - found.cost / max(original, 1e-12), 0.005))
 
 
-def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35) -> Cost:
-    """A random device's roofline; each kind of kernel (operator, attributes, types) off by a log-normal factor."""
-    cost = bind(roofline(str(rng.choice(DEVICES))), space, float(rng.choice(GROWTH)))
-    if rng.random() < 0.4:
+def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35, fused: float = FUSED) -> Cost:
+    """A random device's roofline, with or without fusion; each kind of kernel (operators, attributes, types) off by a
+    log-normal factor.
+
+    fused: how likely it is a cost of fused kernels.
+    """
+    device, growth = str(rng.choice(DEVICES)), float(rng.choice(GROWTH))
+    exact = rng.random() < 0.4
+    if rng.random() < fused:
+        return bind(fusion(device) if exact else NoisyFusion(DESCRIBED[device], rng, spread), space, growth)
+    cost = bind(roofline(device), space, growth)
+    if exact:
         return cost
     factors: dict[object, float] = {}
     prices = cost.prices.copy()
@@ -63,7 +81,42 @@ def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35) -
         if key not in factors:
             factors[key] = exp(spread * rng.standard_normal())
         prices[i] *= factors[key]
-    return replace(cost, prices=prices, name=f"{cost.name} × noise")
+    return replace(cost, prices=prices, name=f"{cost.name}{NOISE}")
+
+
+NOISE = " × noise"
+"""End of the names of costs that are off by random factors."""
+
+
+class NoisyFusion(Fusion):
+    """The fusion cost of a device, each kind of kernel off by a log-normal factor, whichever is asked for first."""
+
+    def __init__(self, device: Device, rng: np.random.Generator, spread: float) -> None:
+        super().__init__(device)
+        self.name += NOISE
+        self.seed, self.spread = int(rng.integers(2**62)), spread
+
+    def pricer(self, units: Units, fuser: Fuser, scale: float) -> Pricer:
+        return _NoisyPricer(super().pricer(units, fuser, scale), self)
+
+
+class _NoisyPricer(Pricer):
+    def __init__(self, plain: Pricer, model: NoisyFusion) -> None:
+        super().__init__(plain.units, plain.found, plain.device, plain.scale)
+        self.model = model
+        self.factors: dict[object, float] = {}
+
+    def price(self, members: Members) -> float:
+        units = self.units
+        key = tuple(
+            (units.ops[i], j, units.attributes[i], tuple(units.types[k] for k in units.kids[i])) for i, j in members
+        )
+        if key not in self.factors:
+            # a digest, not `hash`: the same kernels have the same factors in every process
+            digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+            draw = np.random.default_rng([self.model.seed, digest]).standard_normal()
+            self.factors[key] = exp(self.model.spread * draw)
+        return super().price(members) * self.factors[key]
 
 
 def training_set(
@@ -83,7 +136,8 @@ def training_set(
         found.append(task(f"puzzle {k}", space, priced(space, rng)))
     for name in zoo:
         space = zoo_space(name)
-        found += [task(f"{name} on {d}", space, bind(roofline(d), space)) for d in DEVICES]
+        models = [make(d) for make in (roofline, fusion) for d in DEVICES]
+        found += [task(f"{name} on {m.name}", space, bind(m, space)) for m in models]
     return [t for t in found if t.reference > 0.006]
 
 

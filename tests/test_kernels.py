@@ -9,6 +9,7 @@ from xrlflow.cost.base import CostModel, bind
 from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
 from xrlflow.cost.kernels import Kernels, kernels, promise
+from xrlflow.cost.references import REFERENCES
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target, default_target, parse_target, target_names, usable_targets
 from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
@@ -104,18 +105,26 @@ class Faulty:
     """A worker whose calls fail for one operator, and otherwise cost 1 ms."""
 
     def __init__(self, op, error):
-        self.op, self.error, self.calls = op, error, []
+        self.op, self.error, self.calls, self.ready = op, error, [], []
 
     def call(self, function, *args, timeout=None):
-        if not function.endswith("measure_kernel"):
+        if function.endswith("time_kernels"):
+            ready, self.ready = self.ready, []
+            return {key: [5.0, 1.0, 0.9] for key in ready}
+        if not function.endswith("prepare_kernel"):
             return None
         import onnx
 
-        op = onnx.load_model_from_string(args[0]).graph.node[0].op_type
-        self.calls.append(op)
-        if op == self.op:
-            raise self.error
-        return {"ms": 1.0, "usual_ms": 1.0}
+        key, data = args[:2]
+        op = onnx.load_model_from_string(data).graph.node[0].op_type
+        if key not in REFERENCES:
+            self.calls.append(op)
+            if op == self.op:
+                if type(self.error) is not WorkerError:
+                    self.ready = []  # what was ready went with the process
+                raise self.error
+        self.ready.append(key)
+        return {"ms": 1.0}
 
 
 @pytest.mark.parametrize("error", [WorkerDied("crash"), WorkerError("no such kernel"), WorkerTimeout("hang")])

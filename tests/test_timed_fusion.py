@@ -15,6 +15,7 @@ from xrlflow.cost.base import bind
 from xrlflow.cost.database import Database
 from xrlflow.cost.fused import FusedKernels, Timings, copies_of, pressure
 from xrlflow.cost.fusion import FusionCost
+from xrlflow.cost.references import REFERENCES
 from xrlflow.cost.target import Target
 from xrlflow.cost.worker import WorkerDied, WorkerTimeout
 from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight
@@ -49,16 +50,24 @@ class Clock:
     def __init__(self, ms: Any) -> None:
         self.ms = ms
         self.calls: list[list[str]] = []
+        self.ready: dict[str, float] = {}
 
     def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        if function.endswith("warm_up"):
+        if function.endswith("time_kernels"):
+            ready, self.ready = self.ready, {}
+            return {key: [9 * ms, ms, ms, 0.9 * ms] for key, ms in ready.items()}
+        if not function.endswith("prepare_kernel"):
             return None
-        ops = [n.op_type for n in onnx.load_model_from_string(args[0]).graph.node]
-        self.calls.append(ops)
-        ms = self.ms(ops)
+        key, data = args[:2]
+        ops = [n.op_type for n in onnx.load_model_from_string(data).graph.node]
+        ms = 1.0 if key in REFERENCES else self.ms(ops)
+        if key not in REFERENCES:
+            self.calls.append(ops)
         if isinstance(ms, Exception):
+            self.ready = {}  # what was ready went with the process
             raise ms
-        return {"ms": ms, "usual_ms": ms}
+        self.ready[key] = ms
+        return {"ms": ms}
 
 
 def fused(folder: Path, clock: Clock, space: SearchSpace, seconds: float = 60.0) -> FusionCost:

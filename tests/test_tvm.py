@@ -150,7 +150,7 @@ def test_a_program_written_and_loaded_computes_the_same(tmp_path, target):
     executable = tvm_module.compile_module(fused_of(matmul(), target), target)
     specs = tvm_module.input_specs(matmul())
     executable.export_library(str(tmp_path / "p.so"))
-    loaded = tvm_module.load_program(str(tmp_path / "p.so"), specs, "llvm")
+    loaded = tvm_module.Program(str(tmp_path / "p.so"), specs, "llvm")
     inputs = tvm_module.timing_inputs(specs)
     np.testing.assert_array_equal(loaded.run(inputs)[0], tvm_module.build(matmul()).run(inputs)[0])
 
