@@ -1,10 +1,15 @@
-"""What TVM's CUDA kernels compute and how fast: correctness and latency of operators and whole models on one GPU.
+"""What TVM's CUDA kernels compute and how fast, and what searches gain there: operators and models on one GPU.
 
-    python benchmarks/gpu.py --out FILE.json [--seconds N] [--trials N] [--only TEXT]
+    python benchmarks/gpu.py --out FILE.json [--seconds N] [--trials N] [--only TEXT]    # again: goes on in FILE
     python benchmarks/gpu.py --compile-only --out FILE.json
+    python benchmarks/gpu.py --target llvm --only bert --out FILE.json                    # the same on a CPU
 
-Needs onnx, numpy, apache-tvm and torch, not egglog, and no installed xrlflow. Cases run in a child process, which is
-started anew after a crash or hang, so that each costs itself only; the file is written after every case. Exit code 4
+Four sorts of cases: operators (errors; latencies under default and tuned schedules, and of torch's library kernel);
+`model-…` (errors and latencies of whole models, and against these the sum of their fused kernels as the cost `fusion`
+has it); `search-…` (`xrlflow.optimize` from start to verdict: predicted and measured, before and after). The last two
+need egglog for what a search does, and say so where it is missing; else onnx, numpy, apache-tvm and torch are enough,
+and no installed xrlflow. Cases run in a child process, which is started anew after a crash or hang, so that each costs
+itself only; the file is written after every case, and a call with the same file goes on with what it lacks. Exit code 4
 without a GPU; `--compile-only` needs none and compiles every case for sm_90, through `nvcc` to a cubin where it exists.
 """
 
@@ -47,9 +52,14 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 MODELS: dict[str, dict[str, int]] = {
-    "squeezenet": {}, "resnet50": {}, "bert": {"layers": 2}, "vit": {"layers": 2}, "inception-block": {},
+    "mlp-tower": {}, "inception-block": {}, "squeezenet": {}, "bert": {"layers": 2}, "vit": {"layers": 2},
+    "nasrnn": {}, "gpt2": {"layers": 2}, "llama": {"layers": 2}, "t5": {"layers": 1}, "dalle-paper": {"layers": 2},
+    "resnext50": {}, "resnet50": {}, "mobilenet-v2": {}, "inception-v3": {},
 }  # fmt: skip
 """Entries of the zoo, with sizes."""
+
+SEARCH_SECONDS = 150.0
+"""Budget of a search."""
 
 
 def package() -> None:
@@ -109,8 +119,9 @@ def cases() -> dict[str, Callable[[], Any]]:
             f"layernorm-128x768-{dtype}", "LayerNormalization", (128, 768), dtype, {"s": (768,), "b": (768,)},
             axis=-1, epsilon=1e-5,
         )  # fmt: skip
-    for name, sizes in MODELS.items():
-        found[f"model-{name}"] = partial(zoo_model, name, sizes)
+    for kind in ("model", "search"):
+        for name, sizes in MODELS.items():
+            found[f"{kind}-{name}"] = partial(zoo_model, name, sizes)
     return found
 
 
@@ -136,18 +147,34 @@ def reference(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(o) for o in ReferenceEvaluator(model).run(None, inputs)]
 
 
-def run_case(name: str, trials: int, seconds: float) -> dict[str, Any]:
+def run_case(name: str, kind: str, trials: int, seconds: float) -> dict[str, Any]:
     """Correctness and latencies (ms) of a case: default schedules, tuned ones, and torch's library kernel."""
     package()
+    model = cases()[name]()
+    if name.startswith("search-"):
+        return search(model, kind, trials)
+    folder = Path(tempfile.mkdtemp(prefix="xrlflow-gpu-"))
+    try:
+        row = run(model, kind, trials, seconds, folder)
+        if name.startswith("model-"):
+            row |= fused_sum(model, kind, trials, seconds, folder, row.get("tuned_ms", row["default_ms"]))
+        return row
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(model: Any, kind: str, trials: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """Errors and latencies of a model; schedules go to where the database in `folder` has them."""
+    from xrlflow.cost.database import Database
+    from xrlflow.cost.target import Target
     from xrlflow.lowering import tvm_module, tvm_tuner
 
-    model = cases()[name]()
     specs = tvm_module.input_specs(model)
     inputs = tvm_module.timing_inputs(specs)
-    target = tvm_module.tvm_target("cuda")
+    target = tvm_module.tvm_target(kind)
     start = time.perf_counter()
     fused = tvm_module.fuse(tvm_module.import_onnx(model), target)
-    program = tvm_module.Program(tvm_module.compile_module(fused, target), specs, "cuda")
+    program = tvm_module.Program(tvm_module.compile_module(fused, target), specs, kind)
     row: dict[str, Any] = {"compile_s": round(time.perf_counter() - start, 3)}
     expected = reference(model, inputs)
     row |= errors(program.run(inputs), expected, specs[0].dtype, "default")
@@ -156,16 +183,53 @@ def run_case(name: str, trials: int, seconds: float) -> dict[str, Any]:
     if library is not None:
         row["library_ms"] = library
     if trials:
-        folder = Path(tempfile.mkdtemp(prefix="xrlflow-gpu-"))
-        tuning = tvm_tuner.tune(fused, target, folder, trials, seconds)
-        tuned = tvm_module.Program(
-            tvm_module.compile_module(fused, target, tvm_tuner.recorded(fused, target, folder)), specs, "cuda"
-        )
+        schedules = Database(folder).schedules(Target(kind).fingerprint())
+        tuning = tvm_tuner.tune(fused, target, schedules, trials, seconds)
+        known = tvm_tuner.recorded(fused, target, schedules)
+        tuned = tvm_module.Program(tvm_module.compile_module(fused, target, known), specs, kind)
         row |= errors(tuned.run(inputs), expected, specs[0].dtype, "tuned")
         row |= {"tuned_ms": float(np.median(tuned.time(inputs, 10, 10))), "tuning": tuning.summary()}
-        shutil.rmtree(folder, ignore_errors=True)
+        if "library_ms" in row:
+            row["of_library"] = round(min(row["tuned_ms"], row["default_ms"]) / row["library_ms"], 3)
     good = all(row[k] for k in row if k.endswith("_correct"))
     return row | {"status": "passed" if good else "wrong"}
+
+
+def fused_sum(model: Any, kind: str, trials: int, seconds: float, folder: Path, ms: float) -> dict[str, Any]:
+    """The model's latency as the cost `fusion` sums it up from timed kernels, beside that of a run."""
+    if importlib.util.find_spec("egglog") is None:
+        return {"fused_skipped": "egglog is not installed"}
+    from xrlflow import load, saturate
+    from xrlflow.cost.base import bind
+    from xrlflow.cost.database import Database
+    from xrlflow.cost.fused import FusedKernels
+    from xrlflow.cost.target import Target
+    from xrlflow.lowering.onnx_forms import meant_for
+
+    space = saturate(meant_for(load(model), kind), [], max_iterations=1)
+    costs = FusedKernels(Target(kind), Database(folder), trials, seconds)
+    total = bind(costs, space).total(space.original)
+    return {"fused_ms": total, "fused_error": total / ms - 1, "fused_kernels": str(costs.coverage)}
+
+
+def search(model: Any, kind: str, trials: int) -> dict[str, Any]:
+    """A whole search for this target: what was promised, and what fresh processes say."""
+    if importlib.util.find_spec("egglog") is None:
+        return {"status": "skipped", "error": "egglog is not installed"}
+    from xrlflow import optimize
+
+    start = time.perf_counter()
+    result = optimize(model, target=kind, budget=SEARCH_SECONDS, trials=trials)
+    before, after = result.predicted or (None, None)
+    verdict = result.verdict
+    return {
+        "status": "passed" if result.exit_code == 0 else "wrong", "outcome": result.outcome,
+        "predicted_before_ms": before, "predicted_after_ms": after, "improved": result.improved,
+        "verdict": None if verdict is None else verdict.as_dict(),
+        "verification": None if result.verification is None else result.verification.verdict,
+        "rules": sorted({r for s in result.substitutions for r in s.rules}), "notes": result.notes,
+        "search_s": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
 
 
 def errors(found: list[np.ndarray], expected: list[np.ndarray], dtype: str, which: str) -> dict[str, Any]:
@@ -245,7 +309,9 @@ def child(args: argparse.Namespace) -> None:
     for line in sys.stdin:
         name = line.strip()
         try:
-            row = compile_case(name) if args.compile_only else run_case(name, args.trials, CASE_SECONDS / 3)
+            row = (
+                compile_case(name) if args.compile_only else run_case(name, args.target, args.trials, CASE_SECONDS / 4)
+            )
         except Exception as e:  # noqa: BLE001  (whatever a case does wrong, the next one runs)
             row = {"status": "failed", "error": f"{type(e).__name__}: {e}"[:1000]}
         answers.write(json.dumps(row) + "\n")
@@ -303,6 +369,26 @@ def write(path: Path, result: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def device(args: argparse.Namespace, gpu: str | None) -> str:
+    """What the results are of."""
+    from xrlflow.cost.target import cpu_model
+
+    if args.compile_only:
+        return "none (compiled for sm_90)"
+    return str(gpu) if args.target == "cuda" else cpu_model().split("  ")[0]
+
+
+def done_before(path: Path, device: str) -> list[dict[str, Any]]:
+    """Cases that an earlier call finished, skipped ones not; none of another device's file."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    if known.get("device") != device:
+        return []
+    return [row for row in known["cases"] if row["status"] != "skipped"]
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("apache-tvm", "apache-tvm-ffi", "torch", "onnx", "numpy"):
@@ -319,6 +405,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=480.0, help="stop after about this time")
     parser.add_argument("--trials", type=int, default=16, help="tuning candidates per kernel; 0 for none")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--target", choices=("cuda", "llvm"), default="cuda", help="llvm tries the script on a CPU")
+    parser.add_argument("--again", action="store_true", help="begin anew where FILE has results")
     parser.add_argument("--compile-only", action="store_true", help="compile for sm_90; needs no GPU")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -329,26 +417,26 @@ def main() -> int:
     from xrlflow.cost.target import gpu_name
 
     gpu = gpu_name()
-    if gpu is None and not args.compile_only:
+    if gpu is None and not args.compile_only and args.target == "cuda":
         print("gpu.py: no CUDA GPU is found on this machine; --compile-only needs none", file=sys.stderr)
         return 4
     if args.out is None:
         parser.error("--out is needed")
     start = time.monotonic()
+    names = [n for n in cases() if args.only in n and not (args.compile_only and n.startswith("search-"))]
     result: dict[str, Any] = {
-        "device": gpu or "none (compiled for sm_90)",
+        "device": device(args, gpu),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "command": f"python benchmarks/gpu.py {'--compile-only ' * args.compile_only}--trials {args.trials}",
         "stop_reason": "running",
-        "cases": [],
+        "cases": [] if args.again else done_before(args.out, device(args, gpu)),
     }
-    flags = ["--trials", str(args.trials), *(["--compile-only"] if args.compile_only else [])]
+    flags = ["--trials", str(args.trials), "--target", args.target, *["--compile-only"] * args.compile_only]
+    done = {row["name"] for row in result["cases"]}
     worker: Child | None = None
     stop = "done"
-    for name in cases():
-        if args.only not in name:
-            continue
+    for name in (n for n in names if n not in done):
         left = args.seconds - (time.monotonic() - start)
         if left <= 5:
             stop = "time limit"
@@ -358,15 +446,18 @@ def main() -> int:
         begin = time.monotonic()
         row = worker.ask(name, min(CASE_SECONDS, left))
         row = {"name": name, **row, "seconds": round(time.monotonic() - begin, 2)}
+        if row["status"] == "failed" and left < CASE_SECONDS:
+            stop = "time limit"  # that is what it failed of, perhaps: the next call tries it again
+            break
         result["cases"].append(row)
         write(args.out, result)
-        shown = ("default_ms", "tuned_ms", "library_ms", "kernels", "error")
+        shown = ("default_ms", "tuned_ms", "library_ms", "fused_ms", "kernels", "outcome", "error")
         print(name, row["status"], *(f"{k}={row[k]}" for k in shown if k in row), flush=True)
     if worker is not None:
         worker.close()
     result["stop_reason"] = stop
     write(args.out, result)
-    bad = sum(row["status"] != "passed" for row in result["cases"])
+    bad = sum(row["status"] not in ("passed", "skipped") for row in result["cases"])
     print(f"{len(result['cases'])} cases, {bad} not passed, {stop}; written to {args.out}")
     return 0
 
