@@ -37,13 +37,15 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         action="append",
         metavar="TARGET",
-        help="targets of the models: roofline:DEVICE, llvm, cuda or onnxruntime; repeatable (default: three rooflines, "
-        "with and without fusion)",
+        help="targets of the models: roofline:DEVICE, llvm, cuda or onnxruntime; repeatable (default: three rooflines)",
     )
     p.add_argument("--minutes", type=float, metavar="M", help="train for so long (default: 8, or as --iterations says)")
     p.add_argument("--iterations", type=int, metavar="N", help="rounds of collecting and learning")
     p.add_argument("--networks", type=int, default=120, metavar="N", help="random networks (default: %(default)s)")
     p.add_argument("--puzzles", type=int, default=40, metavar="N", help="puzzles (default: %(default)s)")
+    p.add_argument(
+        "--fused", type=float, default=0.0, metavar="SHARE", help="tasks whose cost is of fused kernels (default: none)"
+    )
     p.add_argument("--max-weight-growth", type=float, default=1.05, metavar="F", help="limit for the models' weights")
     p.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     p.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything random (default: %(default)s)")
@@ -59,9 +61,9 @@ def tasks_of(options: argparse.Namespace) -> list[Task]:
     from .policy.pretraining import DEVICES, task, training_set, zoo_space
     from .pricing import cost_model
 
-    tasks = [] if options.policy else training_set(options.seed, options.networks, options.puzzles)
+    tasks = [] if options.policy else training_set(options.seed, options.networks, options.puzzles, fused=options.fused)
     targets = options.target or [f"roofline:{d}" for d in DEVICES]
-    costs = (None,) if options.target else (None, "fusion")
+    costs = (None, "fusion") if options.fused and not options.target else (None,)
     models = [cost_model(find_target(t, options.threads), c, Options(), 120.0, None) for t in targets for c in costs]
     for name in options.models:
         space = zoo_space(name)
@@ -74,6 +76,8 @@ def train(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """Train as the options say and write the policy; returns its account."""
     if options.policy and not options.models:
         raise UserError("--policy fine-tunes on models: give at least one MODEL")
+    if not 0.0 <= options.fused <= 1.0:
+        raise UserError(f"--fused is a share from 0 to 1, not {options.fused}")
     if (options.minutes is not None and not options.minutes > 0) or (options.iterations or 1) < 1:
         raise UserError("--minutes and --iterations must be positive")
     from .policy.artefact import load_policy, save_policy

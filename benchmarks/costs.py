@@ -5,9 +5,9 @@
 
 Of each model some programs of its search space are drawn: what climbing finds, and where random moves lead. Each is
 priced by the sum of its operators' own latencies (`kernels`), by the predicted fusion with a roofline
-(`fusion:epyc-1t`) and with timed kernels (`fusion:llvm`), and run: tuned by TVM, all programs in turn in one process,
-the least of the rounds counting, as the least figure does for a kernel. All latencies are of kernels with the same
-tuned schedules. Kendall's τ says whether a cost orders programs as they run.
+(`fusion:epyc-1t`) and with timed kernels (`fusion:llvm`), and run: tuned by TVM, all programs by turns in one process,
+the median of the rounds counting, as it does for kernels. All latencies are of kernels with the same tuned schedules.
+Kendall's τ says whether a cost orders programs as they run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -36,11 +36,11 @@ from xrlflow.cost.fused import FusedKernels
 from xrlflow.cost.fusion import FusionCost, fusion
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target
-from xrlflow.cost.worker import Worker, WorkerError
+from xrlflow.cost.worker import Worker, WorkerDied, WorkerError
 from xrlflow.egraph.operators import VIEWS
 from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace, Selection
-from xrlflow.lowering import load, to_onnx, tvm_module
+from xrlflow.lowering import load, to_onnx
 from xrlflow.lowering.onnx_forms import meant_for
 from xrlflow.lowering.ort_session import Session
 from xrlflow.lowering.single import NotSingle, kernel_of, single_model
@@ -64,8 +64,11 @@ USUAL: dict[str, dict[str, int]] = {
 }
 """Models, small enough that all of their programs can be tuned."""
 
+COSTS = ("kernels", "kernels, by turns", "fusion:epyc-1t", "fusion:llvm", "fusion, by turns")
 LLVM = Target("llvm")
-ROUNDS = 20
+TASKS = "xrlflow.cost.measurement"
+ROUNDS = (40, 400, 60.0)
+"""At least and at most, and seconds after which no more are begun than the least."""
 NOTICED = 0.02
 """Programs whose latencies differ by less than this share are not told apart by one series of runs."""
 
@@ -97,68 +100,46 @@ def programs(space: SearchSpace, number: int) -> list[Selection]:
     return list(dict.fromkeys([*found, *(ranked[k] for k in places.tolist() if ranked)]))
 
 
-def operators(space: SearchSpace, chosen: Sequence[Selection], trials: int, database: Database) -> list[float]:
-    """The sum of the latencies of each program's operators, each by itself, in ms."""
+def operators(space: SearchSpace, chosen: Sequence[Selection]) -> list[list[Job]]:
+    """The operators of each program, each as a kernel by itself."""
     paid = payable(space)
-    kernels: dict[int, Any] = {}
+    jobs: dict[int, Job] = {}
     for i in {int(i) for s in chosen for i in s.choice[s.choice >= 0] if paid[i]}:
         if space.ops[i] not in VIEWS:
-            kernels[i] = kernel_of(space, i)
-    jobs = {k.key: Job(k.key, k.op, partial(single_model, k, space)) for k in kernels.values()}
+            k = kernel_of(space, i)
+            jobs[i] = Job(k.key, k.op, partial(single_model, k, space))
+    return [[jobs[i] for i in map(int, s.choice[s.choice >= 0]) if i in jobs] for s in chosen]
+
+
+def remembered(jobs: Sequence[Job], trials: int, database: Database) -> dict[str, float]:
+    """Latencies of these kernels as a search has them: timed once, and kept."""
+    distinct = {j.key: j for j in jobs}
     with Bench(LLVM, database, trials) as bench:
-        known = bench.remembered(jobs)
-        bench.measure([j for key, j in jobs.items() if key not in known], known, time.monotonic() + 3600.0)
-    return [sum(known[kernels[i].key] for i in map(int, s.choice[s.choice >= 0]) if i in kernels) for s in chosen]
+        known = bench.remembered(distinct)
+        bench.measure([j for key, j in distinct.items() if key not in known], known, time.monotonic() + 3600.0)
+    return known
 
 
-def timed(paths: Sequence[str], libraries: Sequence[str], rounds: int) -> list[list[float]]:
-    """Milliseconds of each compiled program, all of them once in each round; runs in a process of its own."""
-    loaded = []
-    for path, library in zip(paths, libraries, strict=True):
-        specs = tvm_module.input_specs(onnx.load(path, load_external_data=False))
-        program = tvm_module.Program(library, specs, "llvm")
-        loaded.append((program, tvm_module.timing_inputs(specs)))
-    figures: list[list[float]] = [[] for _ in loaded]
-    number = [max(1, round(5.0 / max(0.01, p.time(x, 1, 2)[-1]))) for p, x in loaded]
-    rng = np.random.default_rng(0)
-    for _ in range(rounds):
-        for k in rng.permutation(len(loaded)).tolist():
-            figures[k].append(loaded[k][0].time(loaded[k][1], number[k], 1)[0])
+def together(models: Mapping[str, onnx.ModelProto], trials: int, database: Database) -> dict[str, list[float]]:
+    """Milliseconds of programs and kernels, all of them once in each round: the machine is the same for all."""
+    folder = str(database.schedules(LLVM.fingerprint()))
+    with Worker() as worker:
+        for key, model in models.items():
+            try:
+                args = (key, model.SerializeToString(), LLVM, folder, trials, 600.0)
+                worker.call(f"{TASKS}:prepare_kernel", *args, timeout=900)
+            except WorkerDied:
+                raise
+            except WorkerError as error:
+                print(f"{key} does not run: {str(error)[:120]}", flush=True)
+        figures: dict[str, list[float]] = worker.call(f"{TASKS}:time_kernels", *ROUNDS, timeout=3600)
     return figures
 
 
-def ends(space: SearchSpace, chosen: Sequence[Selection], database: Database, trials: int) -> dict[str, Any]:
-    """Latencies of the programs, compiled as a whole with the schedules that are known."""
-    folder = str(database.schedules(LLVM.fingerprint()))
-    with tempfile.TemporaryDirectory() as name, Worker() as worker:
-        paths, libraries, judge, kept = [], [], [], []
-        for k, selection in enumerate(chosen):
-            path, library = f"{name}/{k}.onnx", f"{name}/{k}.so"
-            onnx.save(to_onnx(space.to_graph(selection)), path)
-            tasks = "xrlflow.cost.measurement"
-            try:
-                worker.call(f"{tasks}:tune_model", path, "llvm", 1, folder, trials, 600.0, {}, timeout=900)
-                made = worker.call(f"{tasks}:compile_model", path, "llvm", 1, folder, {}, library, timeout=600)
-            except WorkerError as error:
-                print(f"program {k} cannot be compiled: {str(error)[:120]}", flush=True)
-                continue
-            kept.append(k)
-            judge.append(made["judge"])
-            paths.append(path)
-            libraries.append(library)
-        untuned = f"{name}/untuned.so"
-        worker.call("xrlflow.cost.measurement:compile_model", paths[0], "llvm", 1, "", {}, untuned, timeout=600)
-        with Worker() as fresh:
-            figures = fresh.call("costs:timed", paths, libraries, ROUNDS, timeout=1200)
-            slow = fresh.call("costs:timed", paths[:1], [untuned], 3, timeout=1200)
-        session = Session(paths[0])
-        return {
-            "ms": [min(f) for f in figures],
-            "median": [statistics.median(f) for f in figures],
-            "spread": [float(np.subtract(*np.percentile(f, [75, 25])) / np.median(f)) for f in figures],
-            "kept": kept, "judge": judge, "untuned": statistics.median(slow[0]),
-            "onnxruntime": statistics.median(session.time(number=3, repeat=9)),
-        }  # fmt: skip
+def untuned(model: onnx.ModelProto) -> float:
+    with Worker() as worker:
+        worker.call(f"{TASKS}:prepare_kernel", "untuned", model.SerializeToString(), LLVM, "", 0, 0.0, timeout=600)
+        return statistics.median(worker.call(f"{TASKS}:time_kernels", 3, 3, 0.0, timeout=600)["untuned"])
 
 
 def kendall(a: Sequence[float], b: Sequence[float], least: float = 0.0) -> float | None:
@@ -186,28 +167,59 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     assert isinstance(cost, FusionCost)
     model.measure([(cost, s) for s in chosen], 3600.0)
     tuning = time.monotonic() - start
+    try:
+        single = operators(space, chosen)
+    except NotSingle:
+        single = []
+    alone = remembered([j for jobs in single for j in jobs], trials, database)
     rough = bind(fusion("epyc-1t"), space)
     record: dict[str, Any] = {
         "model": name, "sizes": sizes, "operators": len(graph.operators), "enodes": space.n_nodes,
-        "programs": len(chosen), "trials": trials, "tuning_seconds": round(tuning, 1),
+        "trials": trials, "tuning_seconds": round(tuning, 1),
         "fusion:epyc-1t": [rough.total(s) for s in chosen], "fusion:llvm": [cost.total(s) for s in chosen],
+        "kernels": [sum(alone[j.key] for j in jobs) for jobs in single] or None,
         "estimate_error": model.coverage.error, "failed": model.coverage.failed,
     }  # fmt: skip
-    try:
-        record["kernels"] = operators(space, chosen, trials, database)
-    except NotSingle as error:
-        record["kernels"] = None
-        record["kernels_failed"] = str(error)
-    end = ends(space, chosen, database, trials)
-    for kind in ("fusion:epyc-1t", "fusion:llvm", "kernels"):
+    # Once more, kernels and programs by turns.
+    clusters = {j.key: j for s in chosen for j in model.jobs(cost, s)}
+    models = {f"program {k}": to_onnx(space.to_graph(s)) for k, s in enumerate(chosen)}
+    models |= {key: job.model() for key, job in clusters.items() if model.timings.known.get(key, math.inf) < math.inf}
+    models |= {j.key: j.model() for jobs in single for j in jobs}
+    figures = together(models, trials, database)
+    median = {key: statistics.median(found) for key, found in figures.items()}
+    kept = [k for k in range(len(chosen)) if f"program {k}" in median]
+    model.know({key: median[key] / clusters[key].copies for key in clusters if key in median}, [cost])
+    record |= {
+        "fusion, by turns": [cost.total(s) for s in chosen],
+        "kernels, by turns": [sum(median[j.key] for j in jobs) for jobs in single] or None,
+    }
+    for kind in COSTS:
         if record[kind] is not None:
-            record[kind] = [record[kind][k] for k in end["kept"]]
-    return record | {"programs": len(end["kept"]), "end_to_end": end}
+            record[kind] = [record[kind][k] for k in kept]
+    runs = [figures[f"program {k}"] for k in kept]
+    spread = [float(np.subtract(*np.percentile(f, [75, 25])) / np.median(f)) for f in runs]
+    return record | {
+        "programs": len(kept), "ms": [statistics.median(f) for f in runs], "spread": spread,
+        "judges": judges(space, [chosen[k] for k in kept], database, trials), "untuned": untuned(models["program 0"]),
+        "onnxruntime": statistics.median(Session(models["program 0"]).time(number=3, repeat=9)),
+    }  # fmt: skip
+
+
+def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database, trials: int) -> int:
+    """How many of the programs have every kernel above 5 % of their time tuned."""
+    folder = str(database.schedules(LLVM.fingerprint()))
+    found = 0
+    with tempfile.TemporaryDirectory() as name, Worker() as worker:
+        for selection in chosen:
+            onnx.save(to_onnx(space.to_graph(selection)), f"{name}/model.onnx")
+            path = f"{name}/model.onnx"
+            found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, trials, 60.0, {}, timeout=600)["judge"]
+    return found
 
 
 def summary(record: dict[str, Any], cost: str) -> tuple[str, ...]:
     """Error against the run, τ over all pairs and over those that differ noticeably, as texts."""
-    ms = record["end_to_end"]["ms"]
+    ms = record["ms"]
     said = record[cost]
     if said is None or not all(map(math.isfinite, said)):
         return "", "", ""
@@ -221,25 +233,25 @@ def report(records: list[dict[str, Any]]) -> str:
         "# What costs say and what programs take",
         "\n    python benchmarks/costs.py\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, one thread.",
-        "τ: Kendall's, between a cost and the run, over all pairs of programs; and over those that differ by more",
-        f"than {100 * NOTICED:.0f} %. Error: the median over the programs of cost/run - 1.\n",
-        "| model | programs | kernels: error | τ | τ | fusion:epyc-1t: τ | τ | fusion:llvm: error | τ | τ |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
+        f"pairs of programs; and over those that differ by more than {100 * NOTICED:.0f} %. *By turns*: kernels timed",
+        "again in the rounds that the programs are run in, so that the machine is the same for both; else as a search",
+        "has them.\n",
+        f"| model | programs | cost | error | τ | τ, more than {100 * NOTICED:.0f} % apart |",
+        "|---|--:|---|--:|--:|--:|",
     ]
     for r in records:
-        kernels, rough, timed_ = (summary(r, c) for c in ("kernels", "fusion:epyc-1t", "fusion:llvm"))
-        lines.append(f"| {r['model']} | {r['programs']} | {' | '.join((*kernels, *rough[1:], *timed_))} |")
+        lines += [f"| {r['model']} | {r['programs']} | {c} | {' | '.join(summary(r, c))} |" for c in COSTS]
     lines += [
-        "\nThe input as it stands, in ms, and what TVM's tuning took for all programs of a model. A program is *a",
-        "judge* if each kernel above 5 % of its time is tuned.\n",
-        "| model | untuned | tuned | ONNX Runtime | tuning, s | best program | spread of runs | judges |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "\nThe input as it stands, in ms, and what tuning and timing took for all programs of a model. A program is *a",
+        "judge* if each kernel above 5 % of its time is tuned. Spread: between the quartiles of a program's rounds.\n",
+        "| model | untuned | tuned | ONNX Runtime | tuning, s | best program | worst | spread | judges |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in records:
-        e = r["end_to_end"]
-        times = [f"{ms:.3g}" for ms in (e["untuned"], e["ms"][0], e["onnxruntime"])]
-        spread = f"{100 * statistics.median(e['spread']):.1f} %"
-        rest = [f"{r['tuning_seconds']:.0f}", f"{min(e['ms']):.3g}", spread, f"{sum(e['judge'])} of {r['programs']}"]
+        times = [f"{ms:.3g}" for ms in (r["untuned"], r["ms"][0], r["onnxruntime"])]
+        rest = [f"{r['tuning_seconds']:.0f}", f"{min(r['ms']):.3g}", f"{max(r['ms']):.3g}"]
+        rest += [f"{100 * statistics.median(r['spread']):.1f} %", f"{r['judges']} of {r['programs']}"]
         lines.append(f"| {r['model']} | {' | '.join([*times, *rest])} |")
     return "\n".join(lines) + "\n"
 
@@ -258,7 +270,7 @@ def main() -> int:
             start = time.monotonic()
             known[name] = examined(name, USUAL.get(name, {}), options.candidates, options.trials)
             print(name, f"{time.monotonic() - start:.0f} s", *(summary(known[name], c) for c in
-                  ("kernels", "fusion:epyc-1t", "fusion:llvm")), flush=True)  # fmt: skip
+                  COSTS), flush=True)  # fmt: skip
             write(file, json.dumps(known, indent=0))
             write(RESULTS / "costs.md", report([known[n] for n in USUAL if n in known]))
     return 0

@@ -105,8 +105,11 @@ class Bench:
     @property
     def state(self) -> str:
         """The tuning state that latencies are remembered under."""
+        return self.state_of(self.conditions)
+
+    def state_of(self, conditions: str) -> str:
         tuning = f"{self.trials} trials, v{CANDIDATES}" if self.target.tunable else ""
-        return ", ".join(filter(None, (tuning, self.conditions, FIGURE)))
+        return ", ".join(filter(None, (tuning, conditions, FIGURE)))
 
     def remembered(self, keys: Iterable[str]) -> dict[str, float]:
         """Milliseconds of those kernels that the database knows; inf for one that cannot run."""
@@ -311,9 +314,10 @@ class _Run:
                 continue
             ms = statistics.median(figures[name])
             with self.lock:
-                known = bench.database.get(name, bench.target.fingerprint(), bench.target.threads, bench.state)
+                key = (bench.target.threads, bench.state_of(""))
+                known = bench.database.get(name, bench.target.fingerprint(), *key)
                 if known is None:
-                    bench.database.put(name, bench.target.fingerprint(), ms, bench.target.threads, bench.state)
+                    bench.database.put(name, bench.target.fingerprint(), ms, *key)
             changes.append(0.0 if known is None else math.log(ms / known.ms))
         change = statistics.fmean(changes) if changes else 0.0
         return math.exp(change) if abs(change) > math.log1p(DRIFT) else 1.0

@@ -235,6 +235,27 @@ class FusedKernels(Fusion):
             cost.fuser.forget()
         return len(self.timings.known) > before
 
+    def know(self, found: Mapping[str, float], costs: Sequence[FusionCost]) -> None:
+        """Take milliseconds of kernels from elsewhere, not to be kept; the costs are up to date afterwards."""
+        self.timings.known.update(found)
+        for cost in costs:
+            cost.fuser.forget()
+
+    def jobs(self, cost: FusionCost, selection: Selection) -> list[Job]:
+        """The kernels of a program as they are timed; those that are known, too."""
+        found: dict[str, Job] = {}
+        for members in cost.books(selection)[0].kernels():
+            for pricer in cost.pricers:
+                assert isinstance(pricer, TimedPricer)
+                cluster = pricer.cluster(members)
+                if cluster is not None and pricer.rough(members) > 0:
+                    found.setdefault(cluster.key, self._job(cluster, pricer))
+        return list(found.values())
+
+    def _job(self, cluster: Cluster, pricer: TimedPricer) -> Job:
+        copies = copies_of(cluster.constant_bytes, self.pressure)
+        return Job(cluster.key, cluster.label, partial(cluster_model, cluster, pricer.space, copies=copies), copies)
+
     def _ask(self, cost: FusionCost, selection: Selection, jobs: dict[str, tuple[float, Job]]) -> None:
         """Note the kernels of a program that are not known, with their share of the time as far as it can be told."""
         timings = self.timings
@@ -252,9 +273,7 @@ class FusedKernels(Fusion):
                     timings.known.update(found)
                     timings.remembered.update(found)
                 if key not in timings.known:
-                    copies = copies_of(cluster.constant_bytes, self.pressure)
-                    make = partial(cluster_model, cluster, pricer.space, copies=copies)
-                    job = Job(key, cluster.label, make, copies)
+                    job = self._job(cluster, pricer)
                     jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
 
     @property

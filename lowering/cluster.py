@@ -15,6 +15,7 @@ from ..egraph.graph import Attributes, GraphBuilder, TensorType, TupleType, Type
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace
 from .single import NotSingle, constant_array, kernel_of, known_type, small_weight, versions
+from .spread import SENSITIVE, Spread, spread_of
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +37,8 @@ class Cluster:
 
     inputs: types of what is read from outside, symbolic extents replaced by 1. constant: which of them are constants.
     values: digests of small constants that opaque operators read, else None. numbers: what constants of one element
-    are, as far as that can be told: `erf` takes four times as long for large arguments as for small ones.
+    are, as far as that can be told: `erf` takes four times as long for large arguments as for small ones. spreads: of
+    what size the other constants' numbers are, where such an operator is in the kernel and that can be told.
     """
 
     steps: tuple[Step, ...]
@@ -44,6 +46,7 @@ class Cluster:
     constant: tuple[bool, ...]
     values: tuple[str | None, ...]
     numbers: tuple[float | None, ...]
+    spreads: tuple[Spread | None, ...]
 
     @property
     def key(self) -> str:
@@ -53,7 +56,8 @@ class Cluster:
             for s in self.steps
         ]
         numbers = ["" if n is None else f"{n:.2g}" for n in self.numbers]
-        text = f"3|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}|{numbers}"
+        spreads = [str(s or "") for s in self.spreads]
+        text = f"4|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}|{numbers}|{spreads}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
@@ -78,6 +82,8 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
     constant: list[bool] = []
     values: list[str | None] = []
     numbers: list[float | None] = []
+    spreads: list[Spread | None] = []
+    sensitive = any(space.ops[i] in SENSITIVE for i in enodes)
 
     def outside(c: int, opaque: bool) -> int:
         kind = space.types[c]
@@ -89,6 +95,7 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
         constant.append(bool(space.const[c]))
         values.append(None if weight is None else weight.digest)
         numbers.append(None if opaque else number_of(space, c))
+        spreads.append(spread_of(space, c) if sensitive and not opaque and numbers[-1] is None else None)
         return place[c]
 
     for i in enodes:
@@ -106,7 +113,7 @@ def cluster_of(space: SearchSpace, enodes: Sequence[int]) -> Cluster:
         steps.append(Step(space.ops[i], space.attributes[i], operands, output))
     if not steps:
         raise NotSingle("nothing is computed")
-    return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values), tuple(numbers))
+    return Cluster(tuple(steps), tuple(inputs), tuple(constant), tuple(values), tuple(numbers), tuple(spreads))
 
 
 _ARITHMETIC: dict[str, Callable[..., float]] = {
@@ -183,5 +190,6 @@ def _constants(
             out[k] = g.weight(Weight.of(np.full(shape, cluster.numbers[k], kind.dtype), f"w{copy}_{k}"))
         elif cluster.constant[k] and kind.dtype != "absent":
             reader = next(s.op for s in cluster.steps if k in s.operands)
-            out[k] = g.weight(Weight.of(constant_array(rng, kind, reader), f"w{copy}_{k}"))
+            content = constant_array(rng, kind, reader, cluster.spreads[k])
+            out[k] = g.weight(Weight.of(content, f"w{copy}_{k}"))
     return out

@@ -15,6 +15,8 @@ from ..egraph.space import SearchSpace
 if TYPE_CHECKING:
     import onnx
 
+    from .spread import Spread
+
 
 class NotSingle(ValueError):
     """The e-node cannot be a model of its own (an operand of unknown shape, say)."""
@@ -41,7 +43,7 @@ class Kernel:
         """Stable hash of all of it (32 hex digits)."""
         attrs = tuple((k, v) for k, v in self.attributes if k != "unique")
         types = ",".join(map(str, self.inputs))
-        text = f"1|{self.op}|{attrs}|{types}|{self.constant}|{self.values}|{self.output}"
+        text = f"2|{self.op}|{attrs}|{types}|{self.constant}|{self.values}|{self.output}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -120,10 +122,18 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
     return to_onnx(g.build(outputs, versions(space.graph.source)))
 
 
-def constant_array(rng: np.random.Generator, kind: TensorType, op: str) -> np.ndarray:
-    """Content for a constant that operator `op` reads; raises `NotSingle` where none is known to be valid."""
+def constant_array(rng: np.random.Generator, kind: TensorType, op: str, spread: Spread | None = None) -> np.ndarray:
+    """Content for a constant that operator `op` reads, of the size that the model's has if that is known.
+
+    Raises `NotSingle` where none is known to be valid.
+    """
     shape = tuple(d for d in kind.shape or () if isinstance(d, int))  # `known_type` left no other
     if kind.dtype in ("float16", "float32", "float64"):
+        if spread is not None:
+            return spread.draw(rng, shape).astype(kind.dtype)
+        if op in ("Conv", "MatMul", "Gemm") and len(shape) >= 2:  # results of about the size of the other operand
+            summed = np.prod(shape[1:]) if op == "Conv" else shape[-2]
+            return (rng.standard_normal(shape) / np.sqrt(max(1, summed))).astype(kind.dtype)
         # Positive, so that a variance or a divisor is a sensible one; small, so that half precision does not overflow.
         return (0.05 + 0.1 * rng.random(shape)).astype(kind.dtype)
     if kind.dtype == "bool":

@@ -128,7 +128,7 @@ def import_onnx(
     from tvm.relax.frontend.onnx import from_onnx
 
     proto = read_model(model)
-    with _plain_inputs(proto):
+    with _plain_inputs(proto), _constants_last(proto):
         shapes = {spec.name: list(spec.shape) for spec in input_specs(proto, symbols)}
         return from_onnx(proto, shape_dict=shapes, keep_params_in_input=False)
 
@@ -148,6 +148,29 @@ def _plain_inputs(proto: onnx.ModelProto) -> Iterator[None]:
         for k, name in odd:
             proto.graph.input[k].name = name
             del proto.graph.node[0]
+
+
+@contextlib.contextmanager
+def _constants_last(proto: onnx.ModelProto) -> Iterator[None]:
+    """For a while let sums and products read their constants last, as programs from the search space do.
+
+    Else `bias + product` and `product + bias` would be two kernels, tuned apart and by luck differently well.
+    """
+    graph = proto.graph
+    constant = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
+    turned = []
+    for node in graph.node:
+        if (node.input and all(name in constant for name in node.input)) or node.op_type == "Constant":
+            constant.update(node.output)
+        elif node.op_type in ("Add", "Mul") and not node.domain and node.input[0] in constant:
+            turned.append(node)
+    for node in turned:
+        node.input[:] = node.input[::-1]
+    try:
+        yield
+    finally:
+        for node in turned:
+            node.input[:] = node.input[::-1]
 
 
 @dataclass(frozen=True)

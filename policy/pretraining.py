@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..cost.base import Cost, bind
+from ..cost.base import Cost, CostModel, bind
 from ..cost.devices import DEVICES as DESCRIBED
 from ..cost.devices import Device
 from ..cost.fusion import Fusion, fusion
@@ -39,9 +39,6 @@ GROWTH = (1.05, 1.05, 1.2, 1.5)
 LARGEST = 500
 """Spaces with more e-nodes are left out of the training set."""
 
-FUSED = 0.5
-"""Share of the tasks whose cost is that of fused kernels."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -61,7 +58,7 @@ def task(name: str, space: SearchSpace, cost: Cost, evaluations: int = 2000, see
     return Task(name, space, cost, max(1 - found.cost / max(original, 1e-12), 0.005))
 
 
-def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35, fused: float = FUSED) -> Cost:
+def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35, fused: float = 0.0) -> Cost:
     """A random device's roofline, with or without fusion; each kind of kernel (operators, attributes, types) off by a
     log-normal factor.
 
@@ -69,7 +66,7 @@ def priced(space: SearchSpace, rng: np.random.Generator, spread: float = 0.35, f
     """
     device, growth = str(rng.choice(DEVICES)), float(rng.choice(GROWTH))
     exact = rng.random() < 0.4
-    if rng.random() < fused:
+    if fused and rng.random() < fused:
         return bind(fusion(device) if exact else NoisyFusion(DESCRIBED[device], rng, spread), space, growth)
     cost = bind(roofline(device), space, growth)
     if exact:
@@ -120,9 +117,12 @@ class _NoisyPricer(Pricer):
 
 
 def training_set(
-    seed: int = 0, networks: int = 60, puzzles: int = 30, zoo: Sequence[str] = ("bert-tiny",)
+    seed: int = 0, networks: int = 60, puzzles: int = 30, zoo: Sequence[str] = ("bert-tiny",), fused: float = 0.0
 ) -> list[Task]:
-    """Random networks (saturated with all rules), puzzles, and these zoo models on every device."""
+    """Random networks (saturated with all rules), puzzles, and these zoo models on every device.
+
+    fused: share of the first two whose cost is that of fused kernels; zoo models have both if it is more than 0.
+    """
     from ..egraph.saturate import saturate
 
     rng = np.random.default_rng(seed)
@@ -130,13 +130,14 @@ def training_set(
     while len(found) < networks:
         space = saturate(random_network(rng), max_enodes=2 * LARGEST, seconds=5.0)
         if 30 < space.n_nodes <= LARGEST:
-            found.append(task(f"network {len(found)}", space, priced(space, rng)))
+            found.append(task(f"network {len(found)}", space, priced(space, rng, fused=fused)))
     for k in range(puzzles):
         space = puzzle(rng, int(rng.integers(2, 8)))
-        found.append(task(f"puzzle {k}", space, priced(space, rng)))
+        found.append(task(f"puzzle {k}", space, priced(space, rng, fused=fused)))
     for name in zoo:
         space = zoo_space(name)
-        models = [make(d) for make in (roofline, fusion) for d in DEVICES]
+        makers: list[Callable[[str], CostModel]] = [roofline, fusion] if fused else [roofline]
+        models = [make(d) for make in makers for d in DEVICES]
         found += [task(f"{name} on {m.name}", space, bind(m, space)) for m in models]
     return [t for t in found if t.reference > 0.006]
 

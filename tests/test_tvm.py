@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from xrlflow.lowering import tvm_module, tvm_schedules, tvm_tuner
+from xrlflow.egraph.graph import GraphBuilder, TensorType
+from xrlflow.lowering import to_onnx, tvm_module, tvm_schedules, tvm_tuner
 from xrlflow.lowering.ort_session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,3 +222,20 @@ def test_the_gpu_benchmark_compiles_cases_without_a_gpu(tmp_path):
     result = json.loads(out.read_text())
     assert [c["status"] for c in result["cases"]] == ["passed", "passed"] and result["stop_reason"] == "done"
     assert all(c["kernels"] == 1 for c in result["cases"])
+
+
+def test_the_order_of_a_constant_operand_makes_no_other_kernel():
+    """`bias + product` is tuned once with `product + bias`; the model that was given stays as it is."""
+    digests = []
+    for flipped in (False, True):
+        g = GraphBuilder()
+        x = g.input("x", TensorType((8, 16), "float32"))
+        w, b = (g.weight(np.ones(s, np.float32)) for s in ((16, 32), (32,)))
+        y = g.op("MatMul", x, w)
+        model = to_onnx(g.build({"y": g.op("Add", *((b, y) if flipped else (y, b)))}))
+        before = model.SerializeToString()
+        target = tvm_module.tvm_target("llvm")
+        (task,) = tvm_tuner.tasks_of(tvm_module.fuse(tvm_module.import_onnx(model), target), target)
+        assert model.SerializeToString() == before
+        digests.append((task.digest, [list(n.input) for n in model.graph.node]))
+    assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
