@@ -138,8 +138,16 @@ class Bench:
         wanted = min(self.target.machines, len(jobs))
         while len(self._workers) < wanted:
             self._workers.append(Worker(self.target.threads, memory=room()))
-        with ThreadPoolExecutor(wanted) as pool:
-            list(pool.map(run.serve, self._workers[:wanted]))
+        if wanted == 1:  # in this thread, where Ctrl-C arrives
+            run.serve(self._workers[0])
+        else:
+            with ThreadPoolExecutor(wanted) as pool:
+                try:
+                    list(pool.map(run.serve, self._workers[:wanted]))
+                except BaseException:
+                    run.deadline = 0.0
+                    self.close()  # what they wait for
+                    raise
         if run.queue and time.monotonic() < deadline:
             self.note = f"no device under {self.target.key!r} is left: {len(run.queue)} kernels were not timed"
 

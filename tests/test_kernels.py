@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from xrlflow.cost.base import CostModel, bind
@@ -14,8 +15,11 @@ from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target, default_target, parse_target, target_names, usable_targets
 from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
 from xrlflow.egraph.graph import GraphBuilder, TensorType, Weight, attributes
+from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace, Selection
 from xrlflow.errors import TargetUnavailable, UserError
+from xrlflow.lowering import load, to_onnx
+from xrlflow.lowering.ort_session import optimised_digest
 from xrlflow.lowering.single import NotSingle, kernel_of, single_model
 
 F32 = "float32"
@@ -300,3 +304,24 @@ def test_what_measured_kernels_choose_costs_what_is_written(tmp_path, monkeypatc
     )
     assert found.substitutions and "please report" not in found.outcome
     assert found.verification.passed and found.verdict is not None
+
+
+def test_provider_and_level_are_options_of_the_runtime(tmp_path):
+    plain, basic = parse_target("onnxruntime"), parse_target("onnxruntime", level="basic")
+    assert plain.fingerprint() != basic.fingerprint() and basic.description()["level"] == "basic"
+    with pytest.raises(UserError, match="unknown optimisation level 'most'"):
+        parse_target("onnxruntime", level="most")
+    with pytest.raises(TargetUnavailable, match=r"has only .*CPUExecutionProvider"):
+        parse_target("onnxruntime", provider="NoSuchProvider")
+    with pytest.raises(UserError, match="options of the target onnxruntime"):
+        parse_target("llvm", level="basic")
+    g = GraphBuilder()
+    x, w = g.input("x", TensorType((4, 8), F32)), g.weight(np.ones((8, 8), np.float32))
+    path = str(tmp_path / "model.onnx")
+    onnx.save(to_onnx(g.build({"y": g.op("Add", g.op("MatMul", x, w), g.weight(np.ones(8, np.float32)))})), path)
+    # the runtime makes one operator of the product and the sum, unless it is told not to optimise
+    assert optimised_digest(path, level="none") != optimised_digest(path, level="all")
+    cost = bind(
+        kernels(parse_target("onnxruntime", level="none"), Database(tmp_path), seconds=60), saturate(load(path))
+    )
+    assert 0 < cost.total(cost.space.original) < 10

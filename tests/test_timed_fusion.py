@@ -184,6 +184,32 @@ def test_numbers_are_those_of_the_model() -> None:
     assert cluster_of(space, [vector]).numbers == (None, None)
 
 
+def test_constants_are_of_the_size_that_the_model_has_where_time_depends_on_it() -> None:
+    """A product whose results reach erf is timed on weights like the model's, also on ones that rules made of them."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder()
+    x = g.input("x", TensorType((4, 64), "float32"))
+    w = [g.weight(Weight.of((s * rng.standard_normal((64, 32))).astype("f4"), f"w{s}")) for s in (0.02, 0.5)]
+    turned = g.op("Transpose", g.weight(Weight.of(rng.standard_normal((32, 64)).astype("f4"))), perm=(1, 0))
+    halved = g.op("Div", w[1], g.weight(np.array(2.0, "f4")))
+    products = [g.op("MatMul", x, k) for k in (*w, turned, halved)]
+    space = saturate(g.build({f"y{k}": g.op("Erf", p) for k, p in enumerate(products)}), [])
+    found = {}
+    for i in range(space.n_nodes):
+        if space.ops[i] == "Erf":
+            product = space.nodes_of(space.child_lists[i][0])[0]
+            cluster = cluster_of(space, [product, i])
+            (spread,) = [s for s in cluster.spreads if s is not None]
+            found[round(spread.deviation, 2)] = cluster
+            (weight,) = cluster_model(cluster, space).graph.initializer
+            assert onnx.numpy_helper.to_array(weight).std() == pytest.approx(spread.deviation, rel=0.1)
+    assert sorted(found) == pytest.approx([0.02, 0.25, 0.5, 1.0], abs=0.02)
+    assert len({c.key for c in found.values()}) == 4
+    # where no operator's time depends on its argument, sizes make no other kernel
+    keys = {cluster_of(space, [i]).key for i in range(space.n_nodes) if space.ops[i] == "MatMul"}
+    assert len(keys) == 1
+
+
 def test_a_part_of_a_tuple_that_is_computed_elsewhere_is_an_input() -> None:
     g = GraphBuilder()
     s = g.op("Split", g.input("x", TensorType((4, 6), "float32")), axis=1, sizes=(2, 4))
