@@ -1,6 +1,7 @@
 """How often a verdict is wrong on this machine: `benchmarks/results/confirmation.md`.
 
-    python benchmarks/confirmation.py --searches 300 --planted 100        # goes on where it was stopped
+    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8 --jobs 2      # again: goes on
+    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20
 
 *A/A*: a search among candidates that are the original with other weights, so that none is faster and none is the same
 program. Each is timed shortly, the one that looks best goes to `confirm`; what is called faster is an error.
@@ -14,8 +15,11 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +63,7 @@ def looks_best(candidates: list[onnx.ModelProto]) -> int:
 
 
 def search(number: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """One A/A search."""
     candidates = [network(1000 + 10 * number + k) for k in range(8)]
     chosen = candidates[looks_best(candidates)]
     return judged("A/A", number, network(number), chosen, seconds, folder)
@@ -72,29 +77,31 @@ def judged(kind: str, number: int, original: Any, candidate: Any, seconds: float
     start = time.monotonic()
     found = confirm(original, candidate, parse_target("onnxruntime"), seconds, database=Database(folder), seed=number)
     return {
-        "kind": kind, "number": number, "verdict": found.verdict, "speedup": found.speedup, "low": found.ci_low,
-        "high": found.ci_high, "margin": found.settings.get("margin"), "blocks": found.settings.get("blocks"),
+        "kind": kind, "number": number, "limit": seconds, "verdict": found.verdict, "speedup": found.speedup,
+        "low": found.ci_low, "high": found.ci_high, "margin": found.settings.get("margin"),
+        "blocks": found.settings.get("blocks"),
         "original_ms": found.original_ms, "seconds": round(time.monotonic() - start, 2),
     }  # fmt: skip
 
 
-def report(records: list[dict[str, Any]], seconds: float) -> str:
+def report(records: list[dict[str, Any]]) -> str:
     lines = [
         "# How often verdicts are wrong",
-        "\n    python benchmarks/confirmation.py\n",
+        "\n    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8 --jobs 2",
+        "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
-        f"At most {seconds:g} s a verdict. A/A: the best of 8 candidates that are no faster. Planted: 5 % more work.\n",
-        "| | comparisons | faster | tie | slower | median ratio | median margin | mean seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "A/A: the best of 8 candidates that are no faster; so many searches side by side. Planted: 5 % more work.\n",
+        "| | most seconds | side by side | comparisons | faster | tie | slower | median ratio | median margin | s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in ("A/A", "planted"):
-        own = [r for r in records if r["kind"] == kind]
-        if own:
+        for limit, jobs in sorted({(r["limit"], r["jobs"]) for r in records if r["kind"] == kind}):
+            own = [r for r in records if (r["kind"], r["limit"], r["jobs"]) == (kind, limit, jobs)]
             count = Counter(r["verdict"] for r in own)
             middle = [statistics.median(r[k] for r in own) for k in ("speedup", "margin")]
             lines.append(
-                f"| {kind} | {len(own)} | {count['faster']} | {count['tie']} | {count['slower']} | {middle[0]:.3f} | "
-                f"{100 * middle[1]:.1f} % | {statistics.mean(r['seconds'] for r in own):.1f} |"
+                f"| {kind} | {limit:g} | {jobs} | {len(own)} | {count['faster']} | {count['tie']} | {count['slower']} "
+                f"| {middle[0]:.3f} | {100 * middle[1]:.1f} % | {statistics.mean(r['seconds'] for r in own):.1f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -103,21 +110,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=300)
     parser.add_argument("--planted", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of one verdict, at most")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of one verdict, at most")
+    parser.add_argument("--jobs", type=int, default=1, help="comparisons side by side: noisier, if there are few cores")
     options = parser.parse_args()
     file = RESULTS / "confirmation.json"
     records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    done = {(r["kind"], r["number"]) for r in records}
-    with tempfile.TemporaryDirectory() as folder:
-        # in turn, so that a run that is cut short has some of both
-        for number in range(max(options.searches, options.planted)):
-            for kind, run, wanted in (("A/A", search, options.searches), ("planted", planted, options.planted)):
-                if number < wanted and (kind, number) not in done:
-                    records.append(run(number, options.seconds, Path(folder)))
-                    print(json.dumps(records[-1]), flush=True)
-                    write(file, json.dumps(records, indent=0))
-                    write(RESULTS / "confirmation.md", report(records, options.seconds))
-    print(report(records, options.seconds))
+    settings = {"limit": options.seconds, "jobs": options.jobs}
+    done = {(r["kind"], r["number"]) for r in records if settings.items() <= r.items()}
+    # in turn, so that a run that is cut short has some of both
+    todo = [
+        (kind, run, number)
+        for number in range(max(options.searches, options.planted))
+        for kind, run, wanted in (("A/A", search, options.searches), ("planted", planted, options.planted))
+        if number < wanted and (kind, number) not in done
+    ]
+    lock = threading.Lock()
+
+    def one(item: tuple[str, Callable[[int, float, Path], dict[str, Any]], int]) -> None:
+        record = item[1](item[2], options.seconds, Path(folder)) | {"jobs": options.jobs}
+        with lock:
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            write(file, json.dumps(sorted(records, key=lambda r: (r["kind"], r["limit"], r["number"])), indent=0))
+            write(RESULTS / "confirmation.md", report(records))
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, todo))
+    print(report(records))
     return 0
 
 
