@@ -19,7 +19,7 @@ import psutil
 import pytest
 from onnx import helper, numpy_helper
 
-from xrlflow import extract, tune
+from xrlflow import extract, serve, tune
 from xrlflow.cost.bench import Bench, Job
 from xrlflow.cost.confirm import confirm
 from xrlflow.cost.database import Database
@@ -237,6 +237,13 @@ def test_a_key_that_no_server_has_is_said(farm: Farm) -> None:
     assert e.value.exit_code == 4
     with pytest.raises(TargetUnavailable, match="no CUDA GPU"):
         parse_target("cuda", tracker=farm.tracker, key=KEY)
+
+
+def test_serving_for_nobody_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for tracker, what in (("nowhere", "not HOST:PORT"), ("127.0.0.1:1", "no tracker answers")):
+        assert serve.main(["--tracker", tracker, "--key", KEY]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("xrlflow.serve: --tracker: ") and what in line
 
 
 def test_other_targets_have_no_tracker() -> None:
