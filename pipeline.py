@@ -292,6 +292,8 @@ class Run:
         refine(cost, share - (time.monotonic() - start), self.options.seed)
         # what extractors look at (sizes, FLOPs) is the space at the first point; e-nodes have the same numbers in both
         cost = replace(cost, space=space.at(self.points[0]))
+        if note := getattr(model, "note", ""):
+            self.notes.append(note)
         coverage = getattr(model, "coverage", None)
         if coverage is not None and coverage.estimated:
             self.notes.append(

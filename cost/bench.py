@@ -75,6 +75,31 @@ class Job:
     copies: int = 1
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """Where prices of kernels come from, in distinct kernels.
+
+    kernels: all that extraction can use, or has asked for. measured: by this process. remembered: from the database.
+    estimated: not measured in time, priced by calibrated roofline. failed: cannot run on the target. useless: e-nodes
+    that no good selection can contain, not measured either. error: median relative error of estimates, each measured
+    kernel estimated from the others; None where that is not known.
+    """
+
+    kernels: int = 0
+    measured: int = 0
+    remembered: int = 0
+    estimated: int = 0
+    failed: int = 0
+    useless: int = 0
+    error: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        known = self.measured + self.remembered
+        text = f"{known} of {self.kernels} kernels measured ({self.remembered} remembered), {self.estimated} estimated"
+        return text if self.error is None else f"{text}, typically within {100 * self.error:.0f} %"
+
+
 @dataclass
 class _Entry:
     """A job in the queue. losses: sessions lost over it. alone: whether it is timed by itself, lest it harm others."""

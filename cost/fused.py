@@ -21,7 +21,7 @@ from ..egraph.space import SearchSpace, Selection
 from ..lowering.cluster import Cluster, cluster_model, cluster_of
 from ..lowering.single import NotSingle
 from .base import Cost
-from .bench import Bench, Job
+from .bench import Bench, Coverage, Job
 from .database import Database
 from .devices import DEVICES
 from .fusion import Fusion, FusionCost
@@ -58,29 +58,6 @@ def pressure(weights: float) -> int:
 def copies_of(constants: float, mebibytes: int) -> int:
     """How many copies of a kernel that reads so many bytes of constants together read so much memory."""
     return 1 if constants < FEW else int(min(COPIES, max(1, round((mebibytes << 20) / constants))))
-
-
-@dataclass(frozen=True)
-class FusedCoverage:
-    """Where the prices of kernels come from.
-
-    kernels: distinct ones that were asked for. measured: in this process. remembered: from the database. estimated: by
-    the scaled roofline. failed: cannot run. error: median relative error of estimates, each timed kernel estimated from
-    the others; None with too few of them.
-    """
-
-    kernels: int = 0
-    measured: int = 0
-    remembered: int = 0
-    estimated: int = 0
-    failed: int = 0
-    error: float | None = None
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        known = self.measured + self.remembered
-        text = f"{known} of {self.kernels} kernels measured ({self.remembered} remembered), {self.estimated} estimated"
-        return text if self.error is None else f"{text}, typically within {100 * self.error:.0f} %"
 
 
 @dataclass
@@ -277,11 +254,16 @@ class FusedKernels(Fusion):
                     jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
 
     @property
-    def coverage(self) -> FusedCoverage:
+    def note(self) -> str:
+        """Why measuring ended before its time, if it did."""
+        return self.bench.note
+
+    @property
+    def coverage(self) -> Coverage:
         """Where prices come from by now."""
         t = self.timings
         failed = sum(ms == math.inf for ms in t.known.values())
         fresh = len(set(t.known) - t.remembered)
-        return FusedCoverage(
-            len(t.asked), fresh, len(t.remembered), len(t.asked) - len(t.known), failed, t.error, self.spent
+        return Coverage(
+            len(t.asked), fresh, len(t.remembered), len(t.asked) - len(t.known), failed, 0, t.error, self.spent
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ..egraph.operators import VIEWS
 from ..egraph.space import SearchSpace
 from ..lowering.single import Kernel, NotSingle, kernel_of, single_model
 from .base import payable
-from .bench import Bench, Job
+from .bench import Bench, Coverage, Job
 from .database import Database
 from .roofline import OPAQUE_VIEWS, roofline
 from .target import Target
@@ -25,28 +24,6 @@ from .worker import Worker
 
 HOPELESS = 3.0
 """An e-node is not worth measuring if every selection through it costs this many times the original, by roofline."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Where the prices of a space came from, in distinct kernels.
-
-    kernels: all that extraction can use. measured: in this call. remembered: from the database.
-    estimated: not measured in time, priced by calibrated roofline. failed: cannot run on the target.
-    useless: e-nodes that no good selection can contain, not measured either.
-    """
-
-    kernels: int = 0
-    measured: int = 0
-    remembered: int = 0
-    estimated: int = 0
-    failed: int = 0
-    useless: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        known = self.measured + self.remembered
-        return f"{known} of {self.kernels} kernels measured ({self.remembered} remembered), {self.estimated} estimated"
 
 
 class Kernels:
@@ -65,6 +42,8 @@ class Kernels:
         self.progress = progress
         self.name = f"kernels:{target}"
         self.coverage = Coverage()
+        self.note = ""
+        """Why measuring ended before its time, if it did."""
         self._worker = worker
 
     def prices(self, space: SearchSpace) -> np.ndarray:
@@ -85,7 +64,7 @@ class Kernels:
         failed = sum(ms == np.inf for ms in known.values())
         self.coverage = Coverage(
             len(order), len(known) - remembered, remembered, len(order) - len(known), failed, useless,
-            time.monotonic() - start,
+            None, time.monotonic() - start,
         )  # fmt: skip
         return out
 
@@ -120,6 +99,7 @@ class Kernels:
         jobs = [Job(key, by_key[key].op, lambda k=by_key[key]: single_model(k, space)) for key in keys]  # type: ignore[misc]
         with Bench(self.target, self.database, self.trials, self._worker) as bench:
             bench.measure(jobs, known, deadline, self.progress)
+            self.note = bench.note
 
     def _fill(
         self, space: SearchSpace, rough: np.ndarray, kernels: dict[int, Kernel], known: dict[str, float]
