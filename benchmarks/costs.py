@@ -52,22 +52,22 @@ from xrlflow.zoo import build
 RESULTS = ROOT / "benchmarks" / "results"
 USUAL: dict[str, dict[str, int]] = {
     "mlp-tower": {},
-    "nasrnn-cell": {},
-    "inception-block": {},
     "squeezenet-paper": {},
+    "inception-block": {},
     "bert": {"layers": 2, "hidden": 256, "heads": 4, "tokens": 64, "vocab": 1000},
     "vit": {"layers": 2, "hidden": 192, "heads": 3, "image": 112},
     "gpt2": {"layers": 2, "hidden": 256, "heads": 4, "tokens": 64, "vocab": 1000},
     "llama": {"layers": 2, "hidden": 256, "heads": 4, "kv_heads": 2, "intermediate": 688, "tokens": 64, "vocab": 1000},
     "t5": {"layers": 1, "hidden": 256, "heads": 4, "intermediate": 1024, "vocab": 1000},
     "dalle-paper": {"layers": 2, "hidden": 256, "heads": 4, "intermediate": 688},
+    "nasrnn-cell": {},
 }
 """Models, small enough that all of their programs can be tuned."""
 
-COSTS = ("kernels", "kernels, by turns", "fusion:epyc-1t", "fusion:llvm", "fusion, by turns")
+COSTS = ("kernels", "fusion:epyc-1t", "fusion:llvm", "fusion, by turns")
 LLVM = Target("llvm")
 TASKS = "xrlflow.cost.measurement"
-ROUNDS = (40, 400, 60.0)
+ROUNDS = (40, 400, 45.0)
 """At least and at most, and seconds after which no more are begun than the least."""
 NOTICED = 0.02
 """Programs whose latencies differ by less than this share are not told apart by one series of runs."""
@@ -184,15 +184,11 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     clusters = {j.key: j for s in chosen for j in model.jobs(cost, s)}
     models = {f"program {k}": to_onnx(space.to_graph(s)) for k, s in enumerate(chosen)}
     models |= {key: job.model() for key, job in clusters.items() if model.timings.known.get(key, math.inf) < math.inf}
-    models |= {j.key: j.model() for jobs in single for j in jobs}
     figures = together(models, trials, database)
     median = {key: statistics.median(found) for key, found in figures.items()}
     kept = [k for k in range(len(chosen)) if f"program {k}" in median]
     model.know({key: median[key] / clusters[key].copies for key in clusters if key in median}, [cost])
-    record |= {
-        "fusion, by turns": [cost.total(s) for s in chosen],
-        "kernels, by turns": [sum(median[j.key] for j in jobs) for jobs in single] or None,
-    }
+    record["fusion, by turns"] = [cost.total(s) for s in chosen]
     for kind in COSTS:
         if record[kind] is not None:
             record[kind] = [record[kind][k] for k in kept]
@@ -213,7 +209,10 @@ def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database, 
         for selection in chosen:
             onnx.save(to_onnx(space.to_graph(selection)), f"{name}/model.onnx")
             path = f"{name}/model.onnx"
-            found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, trials, 60.0, {}, timeout=600)["judge"]
+            try:
+                found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, trials, 60.0, {}, timeout=600)["judge"]
+            except WorkerError as error:  # TVM's fusion fails on some programs, not each time
+                print(f"a program cannot be tuned: {str(error)[:120]}", flush=True)
     return found
 
 
