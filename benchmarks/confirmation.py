@@ -1,6 +1,6 @@
 """How often a verdict is wrong on this machine: `benchmarks/results/confirmation.md`.
 
-    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8 --jobs 2      # again: goes on
+    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8      # again: goes on
     python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20
 
 *A/A*: a search among candidates that are the original with other weights, so that none is faster and none is the same
@@ -87,7 +87,7 @@ def judged(kind: str, number: int, original: Any, candidate: Any, seconds: float
 def report(records: list[dict[str, Any]]) -> str:
     lines = [
         "# How often verdicts are wrong",
-        "\n    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8 --jobs 2",
+        "\n    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8",
         "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
         "A/A: the best of 8 candidates that are no faster; so many searches side by side. Planted: 5 % more work.\n",

@@ -175,7 +175,10 @@ def tune_model(
     fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
     place = place_of(target) if trials > 0 else None
     try:
-        return tvm_tuner.tune(fused, compiled_for, Path(folder), trials, seconds, part=part, place=place).summary()
+        tuning = tvm_tuner.tune(
+            fused, compiled_for, Path(folder), trials, seconds, part=part, place=place, plateau=True
+        )
+        return tuning.summary()
     finally:
         if place is not None:
             place.close()

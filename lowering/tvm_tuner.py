@@ -34,6 +34,9 @@ ENOUGH = 8
 LIGHT = 4
 """Trials that are enough for a kernel that hardly computes: fewer than `_INTENSE` FLOPs per byte of its arguments."""
 
+FURTHER = 3
+"""A kernel that still gains gets so many times its trials at most."""
+
 CANDIDATES = 3
 """Version of the candidate generator; records of another version are tuned anew."""
 
@@ -50,6 +53,7 @@ class Task:
     weight: how often the module calls it. share: its estimated share of the time before tuning.
     trials: candidates measured so far, those of earlier runs included. ms: of the best one, inf if none is known.
     default: whether the best is TVM's own schedule. tiled: whether register-tiled schedules were among the candidates.
+    improved: how many trials had been made when the last one gained something.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Task:
     ms: float = float("inf")
     default: bool = False
     tiled: bool = False
+    improved: int = 0
     trace: Any = field(default=None, repr=False)
 
     @property
@@ -75,6 +80,10 @@ class Task:
         """Whether its latency says something about the kernel, and not about the luck of a schedule."""
         enough = 2 if self.tiled else LIGHT if self.light else ENOUGH
         return self.trials >= enough and self.ms < float("inf")
+
+    def settled(self, trials: int) -> bool:
+        """Whether the last trials, a quarter of so many, gained nothing."""
+        return self.trials - self.improved >= max(2, trials // 4)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class Tuning:
             "seconds": round(self.seconds, 2),
             "complete": self.complete,
             "judge": self.judge,
+            "settled": sum(t.settled(t.trials) for t in self.tasks),
         }
 
 
@@ -161,6 +171,7 @@ def tune(
     progress: Callable[[int, int, float], None] | None = None,
     part: tuple[int, int] = (0, 1),
     place: Here | Remote | None = None,
+    plateau: bool = False,
 ) -> Tuning:
     """Tune the kernels of a fused module, keeping the best schedules in `folder` (None keeps and knows none).
 
@@ -170,6 +181,7 @@ def tune(
     progress: called with trials done, trials planned and seconds.
     part: (k, n) leaves all kernels but each n-th, from the k-th on, to other processes.
     place: where candidates are timed; None is this machine.
+    plateau: give kernels that still gain up to `FURTHER` times the trials.
 
     Raises `tvm_remote.DeviceLost` if the place is one elsewhere that is gone for good; what was found is kept.
     """
@@ -184,14 +196,16 @@ def tune(
     planned, done = sum(max(0, n - t.trials) for t, n in own), 0
     complete = True
     # Every kernel gets a first few candidates before any gets its rest: a short limit must not leave one naive.
-    for first in (True, False):
-        for t, n in own:
-            wanted = min(n, 4) if first else n
-            if t.trials >= wanted:
+    rounds = [[(t, min(n, 4)) for t, n in own], own]
+    if plateau and trials:
+        rounds += [[(t, n + k * max(2, n // 4)) for t, n in own] for k in range(1, 1 + 4 * (FURTHER - 1))]
+    for k, round_ in enumerate(rounds):
+        for (t, wanted), (_, n) in zip(round_, own, strict=True):
+            if t.trials >= wanted or (k > 1 and t.settled(n)):
                 continue
             left = seconds - (time.monotonic() - start)
             if left <= 0:
-                complete = False
+                complete &= k > 1
                 continue
             before = t.trials
             try:
@@ -200,7 +214,7 @@ def tune(
                 if folder:
                     _store(t, folder)
             done += t.trials - before
-            complete &= t.trials >= wanted
+            complete &= k > 1 or t.trials >= wanted
             if progress is not None:
                 progress(done, planned, time.monotonic() - start)
     return Tuning(tasks, done, time.monotonic() - start, complete)
@@ -233,6 +247,8 @@ def _improve(t: Task, target: Any, place: Here | Remote, wanted: int, seconds: f
                 arguments = _tensors(t.module, place.device)
             continue
         if ms < t.ms:
+            if ms < 0.99 * t.ms:
+                t.improved = t.trials
             t.ms, t.trace, t.default = ms, trace, trace is None
         if t.trials >= wanted or time.monotonic() > deadline:
             return
@@ -307,7 +323,7 @@ def _remember(t: Task, folder: Path) -> None:
         record = json.loads(_file(folder, t.digest).read_text())
         ms = float("inf") if record["ms"] is None else float(record["ms"])
         t.trials, t.ms, t.trace = record["trials"], ms, record["trace"]
-        t.default, t.tiled = record["default"], record["tiled"]
+        t.default, t.tiled, t.improved = record["default"], record["tiled"], record.get("improved", 0)
     except (OSError, ValueError, KeyError, TypeError):
         return
 
@@ -318,6 +334,7 @@ def _store(t: Task, folder: Path) -> None:
     _remember(other, folder)
     if other.ms < t.ms:
         t.ms, t.default, t.tiled, t.trace = other.ms, other.default, other.tiled, other.trace
+        t.improved = other.improved
     trace = t.trace
     if trace is not None and not isinstance(trace, list):
         trace = _plain(trace.as_json())
@@ -327,6 +344,7 @@ def _store(t: Task, folder: Path) -> None:
         "ms": t.ms if t.ms < float("inf") else None,
         "default": t.default,
         "tiled": t.tiled,
+        "improved": t.improved,
         "trace": trace,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -239,3 +239,18 @@ def test_the_order_of_a_constant_operand_makes_no_other_kernel():
         assert model.SerializeToString() == before
         digests.append((task.digest, [list(n.input) for n in model.graph.node]))
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
+
+
+def test_a_kernel_that_still_gains_is_tuned_further(target, tmp_path):
+    """Until the last candidates gain nothing, or it has had three times as many; a second call adds nothing."""
+    fused = fused_of(conv(), target)
+    first = tvm_tuner.tune(fused, target, tmp_path, trials=4, seconds=120, plateau=True)
+    (task,) = first.tasks
+    assert task.settled(8) or task.trials >= 3 * 8
+    assert task.trials >= 4 and first.summary()["kernels"] == 1
+    again = tvm_tuner.tune(fused, target, tmp_path, trials=4, seconds=120, plateau=True)
+    assert again.measured == 0 and again.tasks[0].improved == task.improved
+    gaining = tvm_tuner.Task("t", 1, "d", None, 0.0, 0.0, trials=8, improved=7)
+    assert not gaining.settled(8)
+    gaining.trials = 9
+    assert gaining.settled(8)
