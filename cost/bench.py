@@ -41,8 +41,8 @@ KERNEL_SECONDS = 60.0
 FIGURE = "median"
 """Which of several figures counts; others are remembered apart."""
 
-BATCH, BYTES = 48, 1 << 30
-"""Most kernels that are timed together, and most bytes of their models."""
+BATCH, BYTES, SECONDS = 48, 1 << 30, 20.0
+"""Most kernels that are timed together, most bytes of their models, and seconds after which no more are made ready."""
 
 SHARE = 8
 """Most kernels in a batch where several devices share the work."""
@@ -174,7 +174,8 @@ class Bench:
                     self.close()  # what they wait for
                     raise
         if run.queue and time.monotonic() < deadline:
-            self.note = f"no device under {self.target.key!r} is left: {len(run.queue)} kernels were not timed"
+            why = f"no device under {self.target.key!r} is left" if self.target.tracker else "workers end at once"
+            self.note = f"{why}: {len(run.queue)} kernels were not timed"
 
     def close(self) -> None:
         """End its own processes."""
@@ -250,8 +251,11 @@ class _Run:
     def prepare(self, worker: Worker) -> list[_Entry]:
         """Make kernels ready in a worker; those that are."""
         ready: list[_Entry] = []
-        size, needed = 0, 0.0
-        while len(ready) < self.most and size < BYTES and self.left > needed:
+        begun, size, needed, slowest = False, 0, 0.0, 0.0
+        start = time.monotonic()
+        while len(ready) < self.most and size < BYTES and time.monotonic() - start < SECONDS:
+            if ready and self.left < needed + 1.5 * slowest:
+                break  # one more could cost the others their figures
             entry = self.take(alone=not ready)
             if entry is None:
                 break
@@ -260,21 +264,25 @@ class _Run:
             except (NotSingle, ValueError):
                 self.count()
                 continue
-            if not ready:
+            if not begun:
                 self.begin(worker, entry)
+                begun = True
+            before = time.monotonic()
             try:
                 entry.found = self.made_ready(worker, entry.job.key, model)
             except WorkerTimeout as e:
-                self.again(ready)
-                if self.left <= 0.05 * KERNEL_SECONDS:
-                    self.again([entry])  # the budget ended, not the kernel's own limit
+                if self.left <= 0.05 * KERNEL_SECONDS:  # the budget ended, not the kernel's own limit
+                    self.again([entry])
+                    for one in ready:  # what a single run took is better than nothing
+                        self.known[one.job.key] = one.found["ms"] / one.job.copies
                     return []
+                self.again(ready)
                 self.remember(entry.job, np.inf, reason=str(e))
-                ready, size, needed = [], 0, 0.0
+                begun, ready, size, needed = False, [], 0, 0.0
             except WorkerError as e:
                 if isinstance(e, WorkerDied):
                     self.again(ready)
-                    ready, size, needed = [], 0, 0.0
+                    begun, ready, size, needed = False, [], 0, 0.0
                 elif _LOST in str(e):
                     self.again(ready)
                     self.lost(entry, e)
@@ -283,6 +291,7 @@ class _Run:
                 ready.append(entry)
                 size += len(model)
                 needed += ROUNDS[0] * max(2.0, entry.found["ms"]) / 1e3
+                slowest = max(slowest, time.monotonic() - before)
                 if entry.alone:
                     break
         return ready

@@ -116,6 +116,22 @@ def test_a_device_that_is_lost_says_nothing_about_the_kernel(tmp_path: Path, mon
     assert measured(machine, list("abcd"), tmp_path / "three", ELSEWHERE) == dict.fromkeys("abcd", 1.0)
 
 
+def test_a_budget_that_ends_amid_a_kernel_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is killed then, and what was ready in it has only been run once."""
+    left = iter([60.0] * 30)
+
+    def on(what: str, key: str) -> None:
+        if key == "c":
+            monkeypatch.setattr("xrlflow.cost.bench._Run.left", -1.0)
+            raise WorkerTimeout("the budget ended")
+
+    monkeypatch.setattr("xrlflow.cost.bench._Run.left", property(lambda self: next(left)))
+    assert measured(Machine(on=on), list("abcd"), tmp_path) == {"a": 1.0, "b": 1.0}
+    assert not Bench(ORT, Database(tmp_path), 0).remembered("abcd")
+
+
 def test_the_references_run() -> None:
     for name in REFERENCES:
         assert 0.001 < min(Session(reference_model(name)).time(number=2, repeat=3)) < 50
