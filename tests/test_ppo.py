@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from xrlflow.cost.base import bind
+from xrlflow.cost.devices import DEVICES
+from xrlflow.cost.fusion import fusion
 from xrlflow.cost.roofline import roofline
+from xrlflow.egraph.saturate import saturate
 from xrlflow.policy.encoder import PolicyNetwork
 from xrlflow.policy.ppo import Arguments, advantage, play, train
-from xrlflow.policy.pretraining import random_network, task, training_set
+from xrlflow.policy.pretraining import NoisyFusion, random_network, task, training_set
 from xrlflow.policy.puzzles import puzzle
 
 QUICK = {"slots": 4, "steps": 12, "horizon": 10, "minibatch": 24, "hidden": 16, "rounds": 1}
@@ -105,3 +108,24 @@ def test_the_training_set_is_made_of_different_legal_spaces():
 def test_random_networks_are_reproducible():
     a, b = (random_network(np.random.default_rng(4)) for _ in range(2))
     assert a.nodes == b.nodes
+
+
+def test_tasks_may_have_costs_of_fused_kernels():
+    """Off by random factors, which are the same whatever is asked for first, and in another process."""
+    found = training_set(seed=3, networks=3, puzzles=2, zoo=(), fused=1.0)
+    assert found and all(t.cost.name.startswith("fusion:") for t in found)
+    rng = np.random.default_rng(5)
+    space = saturate(random_network(rng), [], max_iterations=1)
+    device = DEVICES["a100"]
+    plain = bind(fusion("a100"), space).total(space.original)
+    totals = []
+    for first in ("prices", "total"):
+        model = NoisyFusion(device, np.random.default_rng(7), 0.5)
+        cost = bind(model, space)
+        if first == "prices":
+            model.prices(space)
+        totals.append(cost.total(space.original))
+    assert totals[0] == totals[1] != pytest.approx(plain, rel=1e-6)
+    assert bind(NoisyFusion(device, np.random.default_rng(7), 0.0), space).total(space.original) == pytest.approx(plain)
+    # without them nothing has changed for whoever trains as the shipped policy was trained
+    assert all(t.cost.name.startswith("roofline:") for t in training_set(seed=3, networks=3, puzzles=2, zoo=()))

@@ -26,6 +26,8 @@ from xrlflow.cost.database import Database
 from xrlflow.cost.target import Target, parse_target
 from xrlflow.cost.worker import Worker
 from xrlflow.errors import TargetUnavailable, UserError
+from xrlflow.lowering import tvm_module
+from xrlflow.lowering.tvm_remote import Remote
 
 KEY = "board"
 
@@ -249,3 +251,21 @@ def test_serving_for_nobody_is_refused(capsys: pytest.CaptureFixture[str]) -> No
 def test_other_targets_have_no_tracker() -> None:
     with pytest.raises(UserError, match="not measured through a tracker"):
         parse_target("onnxruntime", tracker="127.0.0.1:9190", key=KEY)
+
+
+def test_a_device_of_another_architecture_links_for_itself(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to one are objects, since this machine's linker is no use there."""
+    monkeypatch.setattr("xrlflow.lowering.tvm_remote.platform.machine", lambda: "riscv64")
+    model = product(8)
+    target = tvm_module.tvm_target("llvm")
+    built = tvm_module.compile_module(tvm_module.fuse(tvm_module.import_onnx(model), target), target)
+    specs = tvm_module.input_specs(model)
+    inputs = tvm_module.timing_inputs(specs)
+    with Remote(farm.tracker, KEY, "llvm") as there:
+        program = tvm_module.Program(built, specs, there)
+        found = program.run(inputs)
+        assert len(program.time(inputs, 1, 3)) == 3
+        del program
+    (expected,) = tvm_module.Program(built, specs, "llvm").run(inputs)
+    np.testing.assert_array_equal(found[0], expected)
+    assert any(".tar" in log.read_text(errors="replace") for log in farm.logs)
