@@ -13,6 +13,7 @@ Kendall's τ says whether a cost orders programs as they run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -67,10 +68,11 @@ USUAL: dict[str, dict[str, int]] = {
 COSTS = ("kernels", "fusion:epyc-1t", "fusion:llvm", "fusion, by turns")
 LLVM = Target("llvm")
 TASKS = "xrlflow.cost.measurement"
+ALONE = (60, 1000, 60.0)
+"""The same for programs alone, whose order is to be told."""
+
 ROUNDS = (40, 400, 45.0)
 """At least and at most, and seconds after which no more are begun than the least."""
-NOTICED = 0.02
-"""Programs whose latencies differ by less than this share are not told apart by one series of runs."""
 
 
 def programs(space: SearchSpace, number: int) -> list[Selection]:
@@ -120,7 +122,9 @@ def remembered(jobs: Sequence[Job], trials: int, database: Database) -> dict[str
     return known
 
 
-def together(models: Mapping[str, onnx.ModelProto], trials: int, database: Database) -> dict[str, list[float]]:
+def together(
+    models: Mapping[str, onnx.ModelProto], trials: int, database: Database, rounds: tuple[int, int, float]
+) -> dict[str, list[float]]:
     """Milliseconds of programs and kernels, all of them once in each round: the machine is the same for all."""
     folder = str(database.schedules(LLVM.fingerprint()))
     with Worker() as worker:
@@ -132,7 +136,7 @@ def together(models: Mapping[str, onnx.ModelProto], trials: int, database: Datab
                 raise
             except WorkerError as error:
                 print(f"{key} does not run: {str(error)[:120]}", flush=True)
-        figures: dict[str, list[float]] = worker.call(f"{TASKS}:time_kernels", *ROUNDS, timeout=3600)
+        figures: dict[str, list[float]] = worker.call(f"{TASKS}:time_kernels", *rounds, timeout=3600)
     return figures
 
 
@@ -142,12 +146,12 @@ def untuned(model: onnx.ModelProto) -> float:
         return statistics.median(worker.call(f"{TASKS}:time_kernels", 3, 3, 0.0, timeout=600)["untuned"])
 
 
-def kendall(a: Sequence[float], b: Sequence[float], least: float = 0.0) -> float | None:
-    """Kendall's τ-b of two orders, over the pairs of which b differs by more than `least` of itself."""
+def kendall(a: Sequence[float], b: Sequence[float], sure: Sequence[float] | None = None) -> float | None:
+    """Kendall's τ-b of two orders; `sure`: standard errors of b, pairs within two of their difference left out."""
     same = agree = ties = 0
     for i in range(len(a)):
         for j in range(i):
-            if abs(b[i] - b[j]) <= least * min(b[i], b[j]):
+            if sure is not None and abs(b[i] - b[j]) <= 2 * math.hypot(sure[i], sure[j]):
                 continue
             x = 0.0 if math.isclose(a[i], a[j], rel_tol=1e-9) else a[i] - a[j]
             agree += 1 if x * (b[i] - b[j]) > 0 else -1 if x else 0
@@ -184,7 +188,7 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     clusters = {j.key: j for s in chosen for j in model.jobs(cost, s)}
     models = {f"program {k}": to_onnx(space.to_graph(s)) for k, s in enumerate(chosen)}
     models |= {key: job.model() for key, job in clusters.items() if model.timings.known.get(key, math.inf) < math.inf}
-    figures = together(models, trials, database)
+    figures = together(models, trials, database, ROUNDS)
     median = {key: statistics.median(found) for key, found in figures.items()}
     kept = [k for k in range(len(chosen)) if f"program {k}" in median]
     model.know({key: median[key] / clusters[key].copies for key in clusters if key in median}, [cost])
@@ -194,14 +198,19 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
             record[kind] = [record[kind][k] for k in kept]
     runs = [figures[f"program {k}"] for k in kept]
     spread = [float(np.subtract(*np.percentile(f, [75, 25])) / np.median(f)) for f in runs]
+    again = together({f"program {k}": models[f"program {k}"] for k in kept}, trials, database, ALONE)
+    ordered = [again[f"program {k}"] for k in kept]
+    quartiles = [float(np.subtract(*np.percentile(f, [75, 25]))) for f in ordered]
     return record | {
         "programs": len(kept), "ms": [statistics.median(f) for f in runs], "spread": spread,
-        "judges": judges(space, [chosen[k] for k in kept], database, trials), "untuned": untuned(models["program 0"]),
+        "order": [statistics.median(f) for f in ordered],
+        "standard_error": [1.25 / 1.35 * q / len(f) ** 0.5 for q, f in zip(quartiles, ordered, strict=True)],
+        "judges": judges(space, [chosen[k] for k in kept], database), "untuned": untuned(models["program 0"]),
         "onnxruntime": statistics.median(Session(models["program 0"]).time(number=3, repeat=9)),
     }  # fmt: skip
 
 
-def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database, trials: int) -> int:
+def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database) -> int:
     """How many of the programs have every kernel above 5 % of their time tuned."""
     folder = str(database.schedules(LLVM.fingerprint()))
     found = 0
@@ -210,21 +219,28 @@ def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database, 
             onnx.save(to_onnx(space.to_graph(selection)), f"{name}/model.onnx")
             path = f"{name}/model.onnx"
             try:
-                found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, trials, 60.0, {}, timeout=600)["judge"]
+                found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, 0, 0.0, {}, timeout=600)["judge"]
             except WorkerError as error:  # TVM's fusion fails on some programs, not each time
                 print(f"a program cannot be tuned: {str(error)[:120]}", flush=True)
     return found
 
 
 def summary(record: dict[str, Any], cost: str) -> tuple[str, ...]:
-    """Error against the run, τ over all pairs and over those that differ noticeably, as texts."""
+    """Error against the run, τ over all pairs and over those that are told apart, as texts."""
     ms = record["ms"]
     said = record[cost]
     if said is None or not all(map(math.isfinite, said)):
         return "", "", ""
     error = statistics.median(x / y - 1 for x, y in zip(said, ms, strict=True))
-    taus = [kendall(said, ms), kendall(said, ms, NOTICED)]
+    taus = [kendall(said, record["order"]), kendall(said, record["order"], record["standard_error"])]
     return (f"{100 * error:+.0f} %", *("" if t is None else f"{t:.2f}" for t in taus))
+
+
+def told_apart(record: dict[str, Any]) -> float:
+    """Share of the pairs of programs that the runs tell apart."""
+    ms, error = record["order"], record["standard_error"]
+    pairs = list(itertools.combinations(range(len(ms)), 2))
+    return sum(abs(ms[i] - ms[j]) > 2 * math.hypot(error[i], error[j]) for i, j in pairs) / max(1, len(pairs))
 
 
 def report(records: list[dict[str, Any]]) -> str:
@@ -233,14 +249,16 @@ def report(records: list[dict[str, Any]]) -> str:
         "\n    python benchmarks/costs.py\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, one thread.",
         "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
-        f"pairs of programs; and over those that differ by more than {100 * NOTICED:.0f} %. *By turns*: kernels timed",
+        "pairs of programs; and over those that the runs tell apart, by two standard errors. *By turns*: kernels timed",
         "again in the rounds that the programs are run in, so that the machine is the same for both; else as a search",
         "has them.\n",
-        f"| model | programs | cost | error | τ | τ, more than {100 * NOTICED:.0f} % apart |",
-        "|---|--:|---|--:|--:|--:|",
+        "| model | programs | pairs told apart | cost | error | τ | τ of these |",
+        "|---|--:|--:|---|--:|--:|--:|",
     ]
     for r in records:
-        lines += [f"| {r['model']} | {r['programs']} | {c} | {' | '.join(summary(r, c))} |" for c in COSTS]
+        share = f"{100 * told_apart(r):.0f} %"
+        rows = [f"{c} | {' | '.join(summary(r, c))} |" for c in COSTS]
+        lines += [f"| {r['model']} | {r['programs']} | {share} | {row}" for row in rows]
     lines += [
         "\nThe input as it stands, in ms, and what tuning and timing took for all programs of a model. A program is *a",
         "judge* if each kernel above 5 % of its time is tuned. Spread: between the quartiles of a program's rounds.\n",
