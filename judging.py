@@ -16,7 +16,7 @@ from .errors import UserError
 from .result import Result
 
 if TYPE_CHECKING:
-    from .cost.confirm import Verdict
+    from .cost.verdict import Verdict
     from .pipeline import Run
     from .policy.base import Extraction
 

@@ -23,8 +23,8 @@ from .result import Result
 
 if TYPE_CHECKING:
     from .cost.base import Cost, CostModel
-    from .cost.confirm import Verdict
     from .cost.target import Choices, Target
+    from .cost.verdict import Verdict
     from .egraph.nearness import Off
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction

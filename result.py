@@ -18,7 +18,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .cost.base import Cost
-    from .cost.confirm import Verdict
+    from .cost.verdict import Verdict
     from .egraph.graph import Graph
     from .egraph.space import SearchSpace
     from .lowering.verification import Verification

@@ -31,7 +31,8 @@ from exports import ROOT, processor, write
 
 import xrlflow
 from xrlflow.cost.base import bind, payable
-from xrlflow.cost.bench import Bench, Job
+from xrlflow.cost.batches import Job
+from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
 from xrlflow.cost.fused import FusedKernels
 from xrlflow.cost.fusion import FusionCost, fusion

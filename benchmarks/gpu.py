@@ -167,7 +167,7 @@ def run(model: Any, kind: str, trials: int, seconds: float, folder: Path) -> dic
     """Errors and latencies of a model; schedules go to where the database in `folder` has them."""
     from xrlflow.cost.database import Database
     from xrlflow.cost.target import Target
-    from xrlflow.lowering import tvm_module, tvm_tuner
+    from xrlflow.lowering import tvm_module, tvm_tasks, tvm_tuner
 
     specs = tvm_module.input_specs(model)
     inputs = tvm_module.timing_inputs(specs)
@@ -185,7 +185,7 @@ def run(model: Any, kind: str, trials: int, seconds: float, folder: Path) -> dic
     if trials:
         schedules = Database(folder).schedules(Target(kind).fingerprint())
         tuning = tvm_tuner.tune(fused, target, schedules, trials, seconds)
-        known = tvm_tuner.recorded(fused, target, schedules)
+        known = tvm_tasks.recorded(fused, target, schedules)
         tuned = tvm_module.Program(tvm_module.compile_module(fused, target, known), specs, kind)
         row |= errors(tuned.run(inputs), expected, specs[0].dtype, "tuned")
         row |= {"tuned_ms": float(np.median(tuned.time(inputs, 10, 10))), "tuning": tuning.summary()}

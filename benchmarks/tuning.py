@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 import xrlflow
 from xrlflow.lowering import tvm_module
+from xrlflow.lowering import tvm_tasks as tasks
 from xrlflow.lowering import tvm_tuner as tuner
 from xrlflow.lowering.tvm_schedules import blocked
 
@@ -54,7 +55,7 @@ def model(op: str, x: tuple[int, ...], w: tuple[int, ...], attributes: dict[str,
     return shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opset, ir_version=8))
 
 
-def context(task: tuner.Task, target: Any, strategy: Any, trials: int, each: int, seed: int, **options: Any) -> Any:
+def context(task: tasks.Task, target: Any, strategy: Any, trials: int, each: int, seed: int, **options: Any) -> Any:
     from tvm.s_tir import meta_schedule as ms
 
     with target:
@@ -67,7 +68,7 @@ def context(task: tuner.Task, target: Any, strategy: Any, trials: int, each: int
     return found
 
 
-def candidates(way: str, task: tuner.Task, target: Any, trials: int, seed: int, told: list[float]) -> Iterator[Any]:
+def candidates(way: str, task: tasks.Task, target: Any, trials: int, seed: int, told: list[float]) -> Iterator[Any]:
     """Scheduled modules to measure; the caller adds the seconds of each (inf for a failure) to `told`."""
     from tvm.s_tir import meta_schedule as ms
 
@@ -103,7 +104,7 @@ def candidates(way: str, task: tuner.Task, target: Any, trials: int, seed: int, 
         search.notify_runner_results(batch, results)
 
 
-def tuned(way: str, task: tuner.Task, target: Any, trials: int, seed: int) -> tuple[Any, float]:
+def tuned(way: str, task: tasks.Task, target: Any, trials: int, seed: int) -> tuple[Any, float]:
     """The best library found, and the seconds that it took."""
     start, told = time.monotonic(), list[float]()
     place = tvm_module.Here("llvm")
@@ -126,7 +127,7 @@ def tuned(way: str, task: tuner.Task, target: Any, trials: int, seed: int) -> tu
 def examined(name: str, trials: int, seeds: int) -> dict[str, Any]:
     target = tvm_module.tvm_target("llvm")
     fused = tvm_module.fuse(tvm_module.import_onnx(model(*KERNELS[name])), target)
-    task = max(tuner.tasks_of(fused, target), key=lambda t: t.share)
+    task = max(tasks.tasks_of(fused, target), key=lambda t: t.share)
     device = tvm_module.device("llvm")
     finalists: dict[tuple[str, int], Any] = {}
     seconds: dict[str, list[float]] = {}

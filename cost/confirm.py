@@ -2,32 +2,23 @@
 
 Search data never decides, since the best of many noisy figures is biased. Both models get the same tuning, are compiled
 once, and run in *blocks*: each block starts fresh processes, warms them up, and times rounds in which both sides run
-once in random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel.
-
-Statistics. The interval is a *confidence sequence* for the median of the ratios: whatever their distribution, it holds
-the median at all times with 99 %, so that one may look after each block and stop when the answer is clear, or go on
-while it is not. It inverts a bet against "half of the ratios lie above m": the wealth of a gambler whose stakes are
-those of Krichevsky and Trofimov (1981) ever passes 100 with a probability of at most 1 % if that is true (Ville 1939;
-Howard and Ramdas, Sequential estimation of quantiles, Bernoulli 2022). Rounds share their process, whose memory layout
-is luck that lasts: hence several blocks, all of which must agree, and control blocks of the original against itself
-(A/A), whose largest deviation, at least `MARGIN`, the interval has to clear.
+once in random order. A round gives one ratio original/candidate, so slow drifts of the machine cancel. The statistics
+are those of `verdict`.
 """
 
 from __future__ import annotations
 
 import filecmp
-import math
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -35,18 +26,13 @@ from ..errors import UserError
 from ..lowering.ort_session import LEVELS
 from .database import Database
 from .target import Target
+from .verdict import LEVEL, MARGIN, Verdict, decide, rounds_of, settled
 from .worker import Worker, WorkerError
 
 if TYPE_CHECKING:
     import onnx
 
     Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
-
-MARGIN = 0.01
-"""Least gain that counts: differences below 1 % are a tie however sure they are."""
-
-LEVEL = 0.99
-"""Level of the interval."""
 
 MOST_BLOCKS = 12
 """Blocks and controls together that are run at most where the verdict is not clear."""
@@ -55,118 +41,6 @@ LOSSES = 3
 """Sessions on remote devices that may be lost in one comparison."""
 
 _TASKS = f"{__package__}.measurement"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a fresh measurement says.
-
-    original_ms, optimized_ms: medians; None when nothing was measured (identical programs, or a failure).
-    speedup: median of original/optimised per round; ci_low, ci_high: its interval at level `LEVEL`.
-    verdict: "faster" and "slower" only beyond the interval and the margin; else "tie".
-    judge: False where the figures are no judge of the models, because kernels are not tuned; `reason` then says so.
-    settings: pipeline, tuning, threads, rounds, controls.
-    """
-
-    original_ms: float | None
-    optimized_ms: float | None
-    speedup: float
-    ci_low: float
-    ci_high: float
-    verdict: Literal["faster", "tie", "slower"]
-    judge: bool = True
-    reason: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-
-    def __str__(self) -> str:
-        if self.original_ms is None or self.optimized_ms is None:
-            return f"{self.verdict} ({self.reason})"
-        text = (
-            f"{self.original_ms:.3f} ms → {self.optimized_ms:.3f} ms, "
-            f"{self.speedup:.3f}x [{self.ci_low:.3f}, {self.ci_high:.3f}]: {self.verdict}"
-        )
-        return text + (f" ({self.reason})" if self.reason else "")
-
-
-# Statistics
-
-
-def wealth(above: int, n: int) -> float:
-    """Logarithm of what a gambler has who bet against even odds n times, `above` of which came out on one side.
-
-    A fair game makes it larger than log(1/α) ever with a probability of at most α.
-    """
-    below = n - above
-    return (
-        n * math.log(2.0)
-        + math.lgamma(above + 0.5)
-        + math.lgamma(below + 0.5)
-        - math.lgamma(n + 1.0)
-        - math.log(math.pi)
-    )
-
-
-def median_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Interval that holds the median at every time with this probability, whatever the distribution; (0, inf) if there
-    are too few values to say anything."""
-    ordered = np.sort(np.asarray(values, float))
-    n, needed = len(ordered), -math.log(1.0 - level)
-    rank = 0
-    while rank < n // 2 and wealth(rank, n) >= needed:
-        rank += 1
-    return (0.0, math.inf) if rank == 0 else (float(ordered[rank - 1]), float(ordered[n - rank]))
-
-
-def decide(
-    blocks: Sequence[Sequence[float]], controls: Sequence[Sequence[float]] = (), margin: float = MARGIN
-) -> tuple[float, float, float, Literal["faster", "tie", "slower"], float]:
-    """(speed-up, low, high, verdict, margin used) from the ratios original/candidate of each block.
-
-    controls: ratios of blocks in which both sides were the original; with fewer than two the margin is doubled.
-    """
-    ratios = np.concatenate([np.asarray(b, float) for b in blocks])
-    low, high = median_interval(ratios)
-    deviations = [abs(math.log(statistics.median(c))) for c in controls if len(c)]
-    used = max([math.log1p(margin), *deviations])
-    if len(controls) < 2:
-        used *= 2  # one control says little about the luck of processes
-    medians = [statistics.median(b) for b in blocks]
-    verdict: Literal["faster", "tie", "slower"] = "tie"
-    if math.log(max(low, 1e-12)) > used and min(medians) > 1.0:
-        verdict = "faster"
-    elif math.log(high) < -used and max(medians) < 1.0:
-        verdict = "slower"
-    return float(np.median(ratios)), low, high, verdict, math.expm1(used)
-
-
-def settled(blocks: Sequence[Sequence[float]], controls: Sequence[Sequence[float]], margin: float = MARGIN) -> bool:
-    """Whether more rounds would hardly change the verdict: it is out, or the interval lies within the margin."""
-    if not blocks:
-        return False
-    _, low, high, verdict, used = decide(blocks, controls, margin)
-    return verdict != "tie" or (low > 1.0 / (1.0 + used) and high < 1.0 + used)
-
-
-def rounds_of(
-    first: Callable[[], float], second: Callable[[], float], rounds: int, rng: np.random.Generator
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of both sides, each timed once in each round, in random order."""
-    one, two = [], []
-    for _ in range(rounds):
-        if rng.random() < 0.5:
-            one.append(first())
-            two.append(second())
-        else:
-            two.append(second())
-            one.append(first())
-    return one, two
-
-
-# Measuring
 
 
 def confirm(

@@ -21,7 +21,8 @@ from ..egraph.space import SearchSpace, Selection
 from ..lowering.cluster import Cluster, cluster_model, cluster_of
 from ..lowering.single import NotSingle
 from .base import Cost
-from .bench import Bench, Coverage, Job
+from .batches import Job
+from .bench import Bench, Coverage
 from .database import Database
 from .devices import DEVICES
 from .fusion import Fusion, FusionCost

@@ -16,7 +16,8 @@ from ..egraph.operators import VIEWS
 from ..egraph.space import SearchSpace
 from ..lowering.single import Kernel, NotSingle, kernel_of, single_model
 from .base import payable
-from .bench import Bench, Coverage, Job
+from .batches import Job
+from .bench import Bench, Coverage
 from .database import Database
 from .roofline import OPAQUE_VIEWS, roofline
 from .target import Target

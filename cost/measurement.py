@@ -113,7 +113,7 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
     if target.kind == "onnxruntime":
         program = _session(model, target)
     else:
-        from ..lowering import tvm_module, tvm_tuner
+        from ..lowering import tvm_module, tvm_tasks, tvm_tuner
 
         compiled_for = tvm_target_of(target)
         fused = tvm_module.fuse(tvm_module.import_onnx(model), compiled_for)
@@ -123,7 +123,7 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
         if trials > 0:
             tuning = tvm_tuner.tune(fused, compiled_for, Path(folder), trials, seconds, place=_place[0])
             detail = {"trials": sum(t.trials for t in tuning.tasks), "complete": tuning.complete}
-            schedules = tvm_tuner.recorded(fused, compiled_for, Path(folder))
+            schedules = tvm_tasks.recorded(fused, compiled_for, Path(folder))
         executable = tvm_module.compile_module(fused, compiled_for, schedules)
         program = tvm_module.Program(executable, tvm_module.input_specs(tvm_module.read_model(model)), _place[0])
     inputs = _inputs(program)
@@ -186,13 +186,13 @@ def tune_model(
 
 def compile_model(path: str, target: Target, folder: str, symbols: dict[str, int], library: str) -> dict[str, Any]:
     """Compile a model to `library` with the schedules in `folder` ("" for none); its `digest` and kernel summary."""
-    from ..lowering import tvm_module, tvm_tuner
+    from ..lowering import tvm_module, tvm_tasks, tvm_tuner
 
     compiled_for = tvm_target_of(target)
     fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
     known = Path(folder) if folder else None
     tuning = tvm_tuner.tune(fused, compiled_for, known, 0, 0.0)
-    schedules = tvm_tuner.recorded(fused, compiled_for, known) if known else None
+    schedules = tvm_tasks.recorded(fused, compiled_for, known) if known else None
     executable = tvm_module.compile_module(fused, compiled_for, schedules)
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(library), suffix=Path(library).suffix)
     os.close(handle)

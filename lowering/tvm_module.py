@@ -306,7 +306,7 @@ def build(
     fused = fuse(import_onnx(proto, symbols), target)
     known = None
     if schedules is not None:
-        from .tvm_tuner import recorded
+        from .tvm_tasks import recorded
 
         known = recorded(fused, target, Path(schedules))
     executable = compile_module(fused, target, known)

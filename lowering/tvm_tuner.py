@@ -1,9 +1,7 @@
 """Short tuning of fused kernels inside one process, and the schedules that it leaves behind.
 
 TVM's own `tune_relax` starts builder processes that take longer to start than a kernel takes to tune. Here each
-distinct kernel of a fused module gets candidate schedules, built and timed on the spot. The best is kept in one small
-file per kernel, so that processes may share a folder and a damaged file costs one kernel; later compilations of any
-graph with the same kernel use it.
+distinct kernel of a fused module gets candidate schedules, built and timed on the spot. `tvm_tasks` keeps the best.
 
 Shao et al.: Tensor program optimization with probabilistic programs (MetaSchedule), NeurIPS 2022.
 """
@@ -11,79 +9,26 @@ Shao et al.: Tensor program optimization with probabilistic programs (MetaSchedu
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from math import prod, sqrt
+from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .tvm_module import Here, tvm
+from .tvm_tasks import ENOUGH, LIGHT, Task, arguments_of, remember, store, tasks_of
 
 if TYPE_CHECKING:
     from .tvm_remote import Remote
 
-ENOUGH = 8
-"""Trials from which on a kernel counts as tuned, if no register-tiled schedule (`tvm_schedules`) fits it."""
-
-LIGHT = 4
-"""Trials that are enough for a kernel that hardly computes: fewer than `_INTENSE` FLOPs per byte of its arguments."""
-
 FURTHER = 3
 """A kernel that still gains gets so many times its trials at most."""
 
-CANDIDATES = 3
-"""Version of the candidate generator; records of another version are tuned anew."""
-
-_INTENSE = 4.0
-
 _NAIVE = 3e7
 """FLOPs above which the unscheduled loop nest is not timed: it would take as long as all trials."""
-
-
-@dataclass
-class Task:
-    """One distinct kernel of a module.
-
-    weight: how often the module calls it. share: its estimated share of the time before tuning.
-    trials: candidates measured so far, those of earlier runs included. ms: of the best one, inf if none is known.
-    default: whether the best is TVM's own schedule. tiled: whether register-tiled schedules were among the candidates.
-    improved: how many trials had been made when the last one gained something.
-    """
-
-    name: str
-    weight: int
-    digest: str
-    module: Any = field(repr=False)
-    flops: float
-    bytes: float
-    share: float = 0.0
-    trials: int = 0
-    ms: float = float("inf")
-    default: bool = False
-    tiled: bool = False
-    improved: int = 0
-    trace: Any = field(default=None, repr=False)
-
-    @property
-    def light(self) -> bool:
-        """Whether memory rather than arithmetic decides its latency."""
-        return self.flops < _INTENSE * self.bytes
-
-    @property
-    def tuned(self) -> bool:
-        """Whether its latency says something about the kernel, and not about the luck of a schedule."""
-        enough = 2 if self.tiled else LIGHT if self.light else ENOUGH
-        return self.trials >= enough and self.ms < float("inf")
-
-    def settled(self, trials: int) -> bool:
-        """Whether the last trials, a quarter of so many, gained nothing."""
-        return self.trials - self.improved >= max(2, trials // 4)
 
 
 @dataclass(frozen=True)
@@ -117,44 +62,10 @@ class Tuning:
         }
 
 
-def tasks_of(fused: Any, target: Any) -> list[Task]:
-    """The distinct kernels of a fused module, the costliest (by FLOPs and bytes, calls counted) first."""
-    import tvm_ffi
-    from tvm.s_tir import meta_schedule as ms
-
-    tasks = []
-    for t in ms.relax_integration.extract_tasks(fused, target):
-        module = t.dispatched[0]
-        flops = _flops(module)
-        size = float(sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _arguments(module)))
-        digest = f"{tvm_ffi.structural_hash(module) & (2**64 - 1):016x}"
-        tasks.append(Task(str(t.task_name), int(t.weight), digest, module, flops, size))
-    # Nominal rates: only the order and the rough proportions matter.
-    cost = [t.weight * (max(t.flops / 30e9, t.bytes / 10e9) + 2e-6) for t in tasks]
-    for t, c in zip(tasks, cost, strict=True):
-        t.share = c / sum(cost)
-    return sorted(tasks, key=lambda t: (-t.share, t.digest))
-
-
-def _flops(module: Any) -> float:
-    try:
-        return float(tvm().s_tir.analysis.estimate_tir_flops(module))
-    except Exception:  # noqa: BLE001  (loops whose extents TVM cannot tell)
-        return 0.0
-
-
-def _arguments(module: Any) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and dtypes of a kernel's arguments, results included."""
-    from tvm.s_tir import meta_schedule as ms
-
-    infos = ms.arg_info.ArgInfo.from_prim_func(module["main"])
-    return [(tuple(int(d) for d in a.shape), str(a.dtype)) for a in infos]
-
-
 def _tensors(module: Any, on: Any) -> list[Any]:
     rng = np.random.default_rng(0)
     out = []
-    for shape, dtype in _arguments(module):
+    for shape, dtype in arguments_of(module):
         kind = np.dtype("float32" if dtype == "bfloat16" else dtype)
         real = kind.kind == "f"
         data = (0.05 + 0.1 * rng.random(shape)).astype(kind) if real else np.zeros(shape, kind)
@@ -190,7 +101,7 @@ def tune(
     tasks = tasks_of(fused, target)
     if folder:
         for t in tasks:
-            _remember(t, folder)
+            remember(t, folder)
     plan = _plan(tasks, trials)
     own = list(zip(tasks, plan, strict=True))[part[0] :: part[1]]
     planned, done = sum(max(0, n - t.trials) for t, n in own), 0
@@ -212,7 +123,7 @@ def tune(
                 _improve(t, target, place, wanted, left)
             finally:
                 if folder:
-                    _store(t, folder)
+                    store(t, folder)
             done += t.trials - before
             complete &= k > 1 or t.trials >= wanted
             if progress is not None:
@@ -256,7 +167,7 @@ def _improve(t: Task, target: Any, place: Here | Remote, wanted: int, seconds: f
 
 
 def _time(library: Any, on: Any, arguments: list[Any], best: float) -> float:
-    """Milliseconds: least of a few runs, since noise only adds; a hopeless candidate is run once."""
+    """Milliseconds: least of a few runs in a row; a hopeless candidate is run once."""
     once: float = 1e3 * min(library.time_evaluator("main", on, number=1, repeat=1)(*arguments).results)
     if once > 1.5 * best:
         return once
@@ -308,79 +219,3 @@ def _random(t: Task, target: Any, n: int) -> Iterator[tuple[Any, Any]]:
         found = context.generate_measure_candidates() or []
     for candidate in found:
         yield candidate.sch.trace, candidate.sch.mod
-
-
-# Records
-
-
-def _file(folder: Path, digest: str) -> Path:
-    return folder / f"{digest}-{CANDIDATES}.json"
-
-
-def _remember(t: Task, folder: Path) -> None:
-    """Fill in what is recorded of a task, if anything."""
-    try:
-        record = json.loads(_file(folder, t.digest).read_text())
-        ms = float("inf") if record["ms"] is None else float(record["ms"])
-        t.trials, t.ms, t.trace = record["trials"], ms, record["trace"]
-        t.default, t.tiled, t.improved = record["default"], record["tiled"], record.get("improved", 0)
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-
-
-def _store(t: Task, folder: Path) -> None:
-    """Record a task, unless another process recorded a better schedule meanwhile."""
-    other = Task(t.name, t.weight, t.digest, None, 0.0, 0.0)
-    _remember(other, folder)
-    if other.ms < t.ms:
-        t.ms, t.default, t.tiled, t.trace = other.ms, other.default, other.tiled, other.trace
-        t.improved = other.improved
-    trace = t.trace
-    if trace is not None and not isinstance(trace, list):
-        trace = _plain(trace.as_json())
-    record = {
-        "kernel": t.name,
-        "trials": max(t.trials, other.trials),
-        "ms": t.ms if t.ms < float("inf") else None,
-        "default": t.default,
-        "tiled": t.tiled,
-        "improved": t.improved,
-        "trace": trace,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-")
-    with os.fdopen(handle, "w") as f:
-        json.dump(record, f)
-    os.replace(temporary, _file(folder, t.digest))
-
-
-def _plain(value: Any) -> Any:
-    """TVM's JSON values as Python's own."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if hasattr(value, "items"):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if hasattr(value, "__iter__"):
-        return [_plain(v) for v in value]
-    return getattr(value, "value", None) if hasattr(value, "value") else str(value)
-
-
-def recorded(fused: Any, target: Any, folder: Path) -> Any:
-    """A MetaSchedule database (use as a context) with the recorded schedules of a module's kernels."""
-    from tvm.s_tir import meta_schedule as ms
-
-    database = ms.database.MemoryDatabase()
-    for t in tasks_of(fused, target):
-        _remember(t, folder)
-        if t.trace is None:
-            continue
-        try:
-            schedule = tvm().s_tir.Schedule(t.module)
-            tvm().s_tir.schedule.Trace.apply_json_to_schedule(t.trace, schedule)
-            workload = database.commit_workload(t.module)
-            info = ms.arg_info.ArgInfo.from_prim_func(t.module["main"])
-            record = ms.database.TuningRecord(schedule.trace, workload, [t.ms / 1e3], target, info)
-            database.commit_tuning_record(record)
-        except Exception:  # noqa: BLE001  (a record that this TVM cannot read: the kernel keeps its default)
-            continue
-    return database

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xrlflow.cost.bench import DRIFT, Bench, Job
+from xrlflow.cost.batches import DRIFT, Job
+from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
 from xrlflow.cost.references import REFERENCES, reference_model
 from xrlflow.cost.target import Target
@@ -103,7 +104,7 @@ def test_who_crashes_only_when_all_are_run_is_found(tmp_path: Path) -> None:
 def test_a_device_that_is_lost_says_nothing_about_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "fingerprint", lambda self: "there")
     monkeypatch.setattr(Target, "machines", 1)
-    monkeypatch.setattr("xrlflow.cost.bench._Run.superfluous", lambda self: False)
+    monkeypatch.setattr("xrlflow.cost.batches.Batches.superfluous", lambda self: False)
     lost = WorkerError("DeviceLost: the session ended")
     machine = Machine(on=failing("c", lost, times=1))
     assert measured(machine, list("abcd"), tmp_path / "one", ELSEWHERE) == dict.fromkeys("abcd", 1.0)
@@ -124,10 +125,10 @@ def test_a_budget_that_ends_amid_a_kernel_costs_the_others_nothing(
 
     def on(what: str, key: str) -> None:
         if key == "c":
-            monkeypatch.setattr("xrlflow.cost.bench._Run.left", -1.0)
+            monkeypatch.setattr("xrlflow.cost.batches.Batches.left", -1.0)
             raise WorkerTimeout("the budget ended")
 
-    monkeypatch.setattr("xrlflow.cost.bench._Run.left", property(lambda self: next(left)))
+    monkeypatch.setattr("xrlflow.cost.batches.Batches.left", property(lambda self: next(left)))
     assert measured(Machine(on=on), list("abcd"), tmp_path) == {"a": 1.0, "b": 1.0}
     assert not Bench(ORT, Database(tmp_path), 0).remembered("abcd")
 

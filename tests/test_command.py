@@ -355,7 +355,7 @@ def test_models_in_memory_work_too() -> None:
 def test_verdicts_are_shared_by_content_not_by_name(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xrlflow.cost.confirm import Verdict
+    from xrlflow.cost.verdict import Verdict
 
     asked = []
 
@@ -386,7 +386,7 @@ def test_the_account_of_auto_speaks_of_the_candidate_judged_last(
         def extract(self, space: Any, cost: Any, budget: Any, rng: Any) -> Extraction:
             return Extraction(space.original, cost.total(space.original), Trace(), "done", "rl")
 
-    from xrlflow.cost.confirm import Verdict
+    from xrlflow.cost.verdict import Verdict
 
     monkeypatch.setattr(
         "xrlflow.policy.base.extractor", lambda name, **o: Unchanged() if name == "rl" else extractor(name, **o)

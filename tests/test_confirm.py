@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from xrlflow.cost.confirm import MARGIN, confirm, decide, median_interval, rounds_of, settled, wealth
+from xrlflow.cost.confirm import confirm
 from xrlflow.cost.database import Database
 from xrlflow.cost.target import Target
+from xrlflow.cost.verdict import MARGIN, decide, median_interval, rounds_of, settled, wealth
 from xrlflow.errors import UserError
 
 ORT = Target("onnxruntime")

@@ -406,7 +406,7 @@ def test_what_cannot_be_verified_is_refused_unless_the_user_wants_it(tmp_path):
 
 def test_confirming_measures_on_the_given_inputs(tmp_path, monkeypatch):
     import xrlflow
-    from xrlflow.cost.confirm import Verdict
+    from xrlflow.cost.verdict import Verdict
 
     seen = {}
 

@@ -183,7 +183,7 @@ def test_at_moves_the_costs_and_nothing_else(path):
 
 def test_a_result_must_not_be_slower_at_any_point(path, monkeypatch):
     from xrlflow.cost import confirm as module
-    from xrlflow.cost.confirm import Verdict
+    from xrlflow.cost.verdict import Verdict
 
     asked = []
 

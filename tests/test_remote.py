@@ -20,7 +20,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from xrlflow import extract, serve, tune
-from xrlflow.cost.bench import Bench, Job
+from xrlflow.cost.batches import Job
+from xrlflow.cost.bench import Bench
 from xrlflow.cost.confirm import confirm
 from xrlflow.cost.database import Database
 from xrlflow.cost.target import Target, parse_target

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from xrlflow.egraph.graph import GraphBuilder, TensorType
-from xrlflow.lowering import to_onnx, tvm_module, tvm_schedules, tvm_tuner
+from xrlflow.lowering import to_onnx, tvm_module, tvm_schedules, tvm_tasks, tvm_tuner
 from xrlflow.lowering.ort_session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def test_compiled_models_agree_with_onnxruntime(name):
 def test_every_tiled_schedule_computes_what_the_plain_one_does(name, target):
     import tvm
 
-    task = tvm_tuner.tasks_of(fused_of(MODELS[name], target), target)[0]
+    task = tvm_tasks.tasks_of(fused_of(MODELS[name], target), target)[0]
 
     def run(module):
         arguments = tvm_tuner._tensors(task.module, tvm.cpu())
@@ -97,12 +97,12 @@ def test_every_tiled_schedule_computes_what_the_plain_one_does(name, target):
 
 def test_operators_without_a_product_have_no_tiles(target):
     soft = model_of("Softmax", [8, 32], {}, axis=-1)
-    for task in tvm_tuner.tasks_of(fused_of(soft, target), target):
+    for task in tvm_tasks.tasks_of(fused_of(soft, target), target):
         assert list(tvm_schedules.blocked(task.module)) == []
 
 
 def test_operators_are_fused(target):
-    assert [t.name for t in tvm_tuner.tasks_of(fused_of(conv(), target), target)] == ["fused_conv2d_add_relu"]
+    assert [t.name for t in tvm_tasks.tasks_of(fused_of(conv(), target), target)] == ["fused_conv2d_add_relu"]
 
 
 def test_tuning_makes_a_convolution_faster_and_keeps_its_results(tmp_path, target):
@@ -196,7 +196,7 @@ def test_cuda_candidates_can_be_built_without_a_gpu():
     target = tvm_module.tvm_target("cuda", arch="sm_90")
     import tvm
 
-    task = tvm_tuner.tasks_of(fused_of(matmul((64, 128), (128, 256)), target), target)[0]
+    task = tvm_tasks.tasks_of(fused_of(matmul((64, 128), (128, 256)), target), target)[0]
     found = list(tvm_tuner._candidates(task, target, 3))
     assert len(found) == 3 and found[0][0] is None
     for _, module in found:
@@ -235,7 +235,7 @@ def test_the_order_of_a_constant_operand_makes_no_other_kernel():
         model = to_onnx(g.build({"y": g.op("Add", *((b, y) if flipped else (y, b)))}))
         before = model.SerializeToString()
         target = tvm_module.tvm_target("llvm")
-        (task,) = tvm_tuner.tasks_of(tvm_module.fuse(tvm_module.import_onnx(model), target), target)
+        (task,) = tvm_tasks.tasks_of(tvm_module.fuse(tvm_module.import_onnx(model), target), target)
         assert model.SerializeToString() == before
         digests.append((task.digest, [list(n.input) for n in model.graph.node]))
     assert digests[0][0] == digests[1][0] and digests[0][1] != digests[1][1]
@@ -250,7 +250,7 @@ def test_a_kernel_that_still_gains_is_tuned_further(target, tmp_path):
     assert task.trials >= 4 and first.summary()["kernels"] == 1
     again = tvm_tuner.tune(fused, target, tmp_path, trials=4, seconds=120, plateau=True)
     assert again.measured == 0 and again.tasks[0].improved == task.improved
-    gaining = tvm_tuner.Task("t", 1, "d", None, 0.0, 0.0, trials=8, improved=7)
+    gaining = tvm_tasks.Task("t", 1, "d", None, 0.0, 0.0, trials=8, improved=7)
     assert not gaining.settled(8)
     gaining.trials = 9
     assert gaining.settled(8)
