@@ -16,7 +16,7 @@ import numpy as np
 
 from ..lowering.single import NotSingle
 from .references import REFERENCES, reference_model
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
 
 if TYPE_CHECKING:
     import onnx
@@ -89,6 +89,7 @@ class Batches:
         target = bench.target
         self.folder = str(bench.database.schedules(target.fingerprint())) if bench.trials and target.tunable else ""
         self.most = BATCH if target.machines == 1 else SHARE
+        self.bytes = min(BYTES, (room() or BYTES) // 12)  # models take several times their size when they are compiled
         self.active = 0
         """Workers that serve."""
 
@@ -134,7 +135,7 @@ class Batches:
         ready: list[_Entry] = []
         begun, size, needed, slowest = False, 0, 0.0, 0.0
         start = time.monotonic()
-        while len(ready) < self.most and size < BYTES and time.monotonic() - start < SECONDS:
+        while len(ready) < self.most and size < self.bytes and time.monotonic() - start < SECONDS:
             if ready and self.left < needed + 1.5 * slowest:
                 break  # one more could cost the others their figures
             entry = self.take(alone=not ready)
@@ -161,13 +162,17 @@ class Batches:
                 self.remember(entry.job, np.inf, reason=str(e))
                 begun, ready, size, needed = False, [], 0, 0.0
             except WorkerError as e:
-                if isinstance(e, WorkerDied):
-                    self.again(ready)
-                    begun, ready, size, needed = False, [], 0, 0.0
-                elif _LOST in str(e):
+                if _LOST in str(e):
                     self.again(ready)
                     self.lost(entry, e)
+                died = isinstance(e, WorkerDied)
+                if ready and (died or "emory" in str(e) or "bad_alloc" in str(e)):
+                    # Perhaps what was ready already took the memory that it lacked.
+                    entry.alone = True
+                    self.again([*ready, entry] if died else [entry])
+                    return [] if died else ready
                 self.remember(entry.job, np.inf, reason=str(e)[:300])
+                begun &= not died
             else:
                 ready.append(entry)
                 size += len(model)

@@ -95,6 +95,13 @@ def test_who_fails_costs_nobody_else(error: WorkerError, tmp_path: Path) -> None
     assert measured(machine, list("abcd"), tmp_path) == {"a": 1.0, "b": 1.0, "c": np.inf, "d": 1.0}
 
 
+@pytest.mark.parametrize("error", [WorkerDied("SIGKILL"), WorkerError("MemoryError: std::bad_alloc")])
+def test_who_lacks_memory_only_beside_others_is_timed_alone(error: WorkerError, tmp_path: Path) -> None:
+    machine = Machine(on=failing("c", error, times=1))
+    assert measured(machine, list("abcd"), tmp_path) == dict.fromkeys("abcd", 1.0)
+    assert ["c"] in machine.batches
+
+
 def test_who_crashes_only_when_all_are_run_is_found(tmp_path: Path) -> None:
     machine = Machine(on=failing("c", WorkerDied("SIGSEGV"), "time"))
     assert measured(machine, list("abcd"), tmp_path) == {"a": 1.0, "b": 1.0, "c": np.inf, "d": 1.0}

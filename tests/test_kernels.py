@@ -140,7 +140,8 @@ def test_a_kernel_that_fails_is_infinite_and_the_search_goes_on(error, tmp_path)
     assert prices[space.ops.index("MatMul")] == prices[space.ops.index("Add")] == 1.0
     assert model.coverage.failed == 1
     bind(Kernels(ORT, Database(tmp_path), seconds=60, worker=worker), space)
-    assert worker.calls.count("Gemm") == 1
+    # one that dies among others is tried once more by itself: it may have died of what they took
+    assert worker.calls.count("Gemm") == (2 if isinstance(error, WorkerDied) else 1)
 
 
 def test_the_original_keeps_a_finite_cost_even_if_its_kernel_fails(tmp_path):
