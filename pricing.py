@@ -56,8 +56,8 @@ def cost_model(
 def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
     """Time the kernels of what climbing finds, and climb again by what they took, until that asks for no new ones.
 
-    So of all kernels that a space could lead to only those are timed on which the choice hangs. Does nothing for a
-    cost without timed kernels.
+    So of all kernels that a space could lead to only those are timed on which the choice hangs. Those of the input and
+    of what is found in the end are timed once more, together. Does nothing for a cost without timed kernels.
     """
     from .cost.fused import FusedKernels
     from .cost.fusion import FusionCost
@@ -65,9 +65,15 @@ def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
 
     if not isinstance(cost, FusionCost) or not isinstance(cost.model, FusedKernels):
         return
-    deadline = time.monotonic() + seconds
+    deadline, model = time.monotonic() + seconds, cost.model
     while time.monotonic() < deadline:
         found = extractor("climb").extract(cost.space, cost, Budget(None, LOOKS), np.random.default_rng(seed))
         left = deadline - time.monotonic()
-        if left <= 0 or not cost.model.measure([(cost, found.selection)], left):
+        if left <= 0:
+            break
+        if model.measure([(cost, found.selection)], left):
+            continue
+        plain = model.plain(cost)
+        finalists = [(plain, plain.space.original), (cost, cost.space.original), (cost, found.selection)]
+        if found.selection == cost.space.original or not model.settle(finalists, deadline - time.monotonic()):
             break

@@ -35,6 +35,9 @@ SHARE = 8
 ROUNDS, SPREAD = (5, 40), 2.0
 """Rounds of a batch, at least and at most, and the seconds after which no more are begun than the least."""
 
+LONG, LONG_SPREAD = (30, 200), 6.0
+"""The same for kernels that are timed once more, together, because a choice hangs on them."""
+
 DRIFT = 0.05
 """Changes of the machine's speed below this are not told from noise, and left alone."""
 
@@ -81,15 +84,19 @@ class Batches:
         known: dict[str, float],
         deadline: float,
         progress: Callable[[int, int], None] | None,
+        settle: bool = False,
     ) -> None:
         self.bench, self.known, self.deadline, self.progress = bench, known, deadline, progress
+        self.settle = settle
+        self.rounds, self.spread = (LONG, LONG_SPREAD) if settle else (ROUNDS, SPREAD)
         self.queue = deque(_Entry(job) for job in jobs)
         self.done, self.total = 0, len(jobs)
         self.lock = threading.Lock()
         target = bench.target
         self.folder = str(bench.database.schedules(target.fingerprint())) if bench.trials and target.tunable else ""
-        self.most = BATCH if target.machines == 1 else SHARE
+        self.most = (2 if settle else 1) * BATCH if target.machines == 1 else SHARE
         self.bytes = min(BYTES, (room() or BYTES) // 12)  # models take several times their size when they are compiled
+        self.seconds = 60.0 if settle else SECONDS
         self.active = 0
         """Workers that serve."""
 
@@ -135,7 +142,7 @@ class Batches:
         ready: list[_Entry] = []
         begun, size, needed, slowest = False, 0, 0.0, 0.0
         start = time.monotonic()
-        while len(ready) < self.most and size < self.bytes and time.monotonic() - start < SECONDS:
+        while len(ready) < self.most and size < self.bytes and time.monotonic() - start < self.seconds:
             if ready and self.left < needed + 1.5 * slowest:
                 break  # one more could cost the others their figures
             entry = self.take(alone=not ready)
@@ -176,7 +183,7 @@ class Batches:
             else:
                 ready.append(entry)
                 size += len(model)
-                needed += ROUNDS[0] * max(2.0, entry.found["ms"]) / 1e3
+                needed += self.rounds[0] * max(2.0, entry.found["ms"]) / 1e3
                 slowest = max(slowest, time.monotonic() - before)
                 if entry.alone:
                     break
@@ -206,9 +213,10 @@ class Batches:
 
     def time(self, worker: Worker, ready: list[_Entry]) -> None:
         """Time a batch that is ready."""
-        limit = max(10.0, 10 * sum(e.found["ms"] for e in ready) / 1e3) + 60.0
+        limit = max(10.0, 2 * self.rounds[0] * sum(e.found["ms"] for e in ready) / 1e3) + 60.0
+        spread = min(self.spread, max(0.0, self.left))
         try:
-            figures = worker.call(f"{_TASKS}:time_kernels", *ROUNDS, min(SPREAD, max(0.0, self.left)), timeout=limit)
+            figures = worker.call(f"{_TASKS}:time_kernels", *self.rounds, spread, timeout=limit)
         except WorkerError as e:
             lost = _LOST in str(e)
             if len(ready) == 1 and lost:
@@ -229,9 +237,10 @@ class Batches:
             ms = statistics.median(figures[job.key]) / job.copies / drift
             found.pop("ms")
             if found.get("complete", True):
-                self.remember(job, ms, op=job.label, drift=round(drift, 4), **found)
+                self.remember(job, ms, op=job.label, drift=round(drift, 4), settled=self.settle, **found)
             else:
                 self.known[job.key] = ms  # good enough for now, yet not what the key promises
+                self.bench.settled.add(job.key)
                 self.count()
 
     def drift(self, figures: Mapping[str, Sequence[float]]) -> float:
@@ -277,6 +286,8 @@ class Batches:
         target = self.bench.target
         with self.lock:
             self.known[job.key] = ms
+            if self.settle or ms == math.inf:
+                self.bench.settled.add(job.key)
             self.bench.database.put(job.key, target.fingerprint(), ms, target.threads, self.bench.state, **detail)
         self.count()
 

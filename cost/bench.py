@@ -11,6 +11,7 @@ On devices behind a tracker as many workers time as there are servers.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,8 @@ class Bench:
         self.target, self.database, self.trials, self.conditions = target, database, trials, conditions
         self._given = worker
         self._workers: list[Worker] = []
+        self.settled: set[str] = set()
+        """Kernels that need not be timed once more."""
         self.note = ""
         """Why measuring ended before its time, if it did."""
 
@@ -81,6 +84,7 @@ class Bench:
     def remembered(self, keys: Iterable[str]) -> dict[str, float]:
         """Milliseconds of those kernels that the database knows; inf for one that cannot run."""
         found = self.database.many(keys, self.target.fingerprint(), self.target.threads, self.state)
+        self.settled |= {k for k, f in found.items() if f.detail.get("settled") or f.ms == math.inf}
         return {k: latency.ms for k, latency in found.items()}
 
     def measure(
@@ -89,16 +93,19 @@ class Bench:
         known: dict[str, float],
         deadline: float,
         progress: Callable[[int, int], None] | None = None,
+        settle: bool = False,
     ) -> None:
         """Time the kernels, the first ones first, until the deadline (of `time.monotonic`); results go to `known` and
         the database.
+
+        settle: longer, and as many together as can be; what is known of them is replaced.
 
         A kernel that crashes its process, hangs or does not compile is remembered as one that cannot run (inf). A
         device that is lost costs nothing but time: others, if there are any, do its work.
         """
         if not jobs:
             return
-        run = Batches(self, jobs, known, deadline, progress)
+        run = Batches(self, jobs, known, deadline, progress, settle)
         if self._given is not None:
             run.serve(self._given)
             return

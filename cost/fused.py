@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -176,7 +176,8 @@ class FusedKernels(Fusion):
         """The cost of whole programs; the kernels of the input graph are timed first."""
         found = super().bound(cost, points)
         self.pressure = pressure(cost.space.weight_bytes(cost.space.original))
-        self.bench = Bench(*self._parts, conditions=f"{self.pressure} MiB")
+        settled, self.bench = self.bench.settled, Bench(*self._parts, conditions=f"{self.pressure} MiB")
+        self.bench.settled |= settled
         plain = self.plain(found)
         self.measure([(plain, plain.space.original), (found, found.space.original)], self.seconds)
         return found
@@ -206,18 +207,40 @@ class FusedKernels(Fusion):
         with self.bench as bench:
             bench.measure(order, self.timings.known, start + seconds, self.progress)
         self.spent += time.monotonic() - start
+        self._refresh(cost for cost, _ in programs)
+        return len(self.timings.known) > before
+
+    def settle(self, programs: Sequence[tuple[FusionCost, Selection]], seconds: float) -> bool:
+        """Time the kernels of these programs once more, all together; whether there were any to be timed so.
+
+        Kernels that were timed minutes apart are known to a few per cent at best, on machines that others share. What
+        is to be told of programs that differ by less is told by kernels that took turns. Once is enough: what was
+        settled is not timed again.
+        """
+        start = time.monotonic()
+        jobs = {j.key: j for cost, selection in programs for j in self.jobs(cost, selection)}
+        known = self.timings.known
+        order = sorted(
+            (j for k, j in jobs.items() if k in known and k not in self.bench.settled),
+            key=lambda j: (-known[j.key], j.key),
+        )
+        with self.bench as bench:
+            bench.measure(order, known, start + seconds, self.progress, settle=True)
+        self.spent += time.monotonic() - start
+        self._refresh(cost for cost, _ in programs)
+        return len(order) > 0
+
+    def _refresh(self, costs: Iterable[FusionCost]) -> None:
         factors = self.timings.factors()
         for pricer in self._pricers:
             pricer.factors = factors
-        for cost, _ in programs:
+        for cost in costs:
             cost.fuser.forget()
-        return len(self.timings.known) > before
 
     def know(self, found: Mapping[str, float], costs: Sequence[FusionCost]) -> None:
         """Take milliseconds of kernels from elsewhere, not to be kept; the costs are up to date afterwards."""
         self.timings.known.update(found)
-        for cost in costs:
-            cost.fuser.forget()
+        self._refresh(costs)
 
     def jobs(self, cost: FusionCost, selection: Selection) -> list[Job]:
         """The kernels of a program as they are timed; those that are known, too."""

@@ -51,10 +51,12 @@ class Clock:
         self.ms = ms
         self.calls: list[list[str]] = []
         self.ready: dict[str, float] = {}
+        self.batches: list[list[str]] = []
 
     def call(self, function: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
         if function.endswith("time_kernels"):
             ready, self.ready = self.ready, {}
+            self.batches.append([key for key in ready if key not in REFERENCES])
             return {key: [9 * ms, ms, ms, 0.9 * ms] for key, ms in ready.items()}
         if not function.endswith("prepare_kernel"):
             return None
@@ -105,6 +107,30 @@ def test_only_what_a_search_asks_for_is_timed_and_the_choice_hangs_on_it(space: 
     found = extractor("climb").extract(space, cost, Budget(None, 500), np.random.default_rng(0))
     assert found.cost == pytest.approx(2.0)
     assert len(clock.calls) < 8 < space.n_nodes
+
+
+def test_finalists_are_timed_once_more_together(space: SearchSpace, tmp_path: Path) -> None:
+    """The merged product looked fast for a moment; beside the others it is slow, which is what counts and is kept."""
+    seen: list[list[str]] = []
+    own = {("MatMul", "Relu", "Add"): 10.0, ("MatMul", "Relu"): 1.0, ("Transpose", "Transpose"): 1.0}
+
+    def ms(ops: list[str]) -> float:
+        again = ops in seen
+        seen.append(ops)
+        return own.get(tuple(ops), 20.0 if again else 0.1)
+
+    clock = Clock(ms)
+    cost = fused(tmp_path, clock, space)
+    refine(cost, 60.0)
+    found = extractor("climb").extract(space, cost, Budget(None, 500), np.random.default_rng(0))
+    assert found.cost == pytest.approx(11.0)
+    # once more in one batch: the kernels of the input, and of what had been found
+    assert any(set(clock.batches[0]) < set(batch) for batch in clock.batches[1:])
+    asked = len(clock.calls)
+    second = Clock(lambda ops: pytest.fail("was timed again"))
+    again = fused(tmp_path, second, space)
+    refine(again, 60.0)
+    assert again.total(found.selection) == found.cost and not second.calls and asked > 3
 
 
 @pytest.mark.parametrize("failure", [WorkerDied("SIGSEGV"), WorkerTimeout("hung"), WorkerDied("SIGKILL")])
