@@ -56,8 +56,9 @@ class Spread(NamedTuple):
         return Spread(self.mean * factor, self.deviation * abs(factor), min(least, self.mean * factor))
 
     def __str__(self) -> str:
-        """Rounded: what is printed alike takes the same time."""
-        return f"{self.mean:.1g}±{_power(self.deviation)}"
+        """Rounded: what is printed alike takes the same time, as do the like weights of all layers."""
+        centre = self.mean if abs(self.mean) > self.deviation / 2 else 0.0
+        return f"{centre:.1g}±{_power(self.deviation)}"
 
 
 def _power(x: float) -> float:

@@ -22,6 +22,7 @@ from xrlflow.egraph.graph import Graph, GraphBuilder, TensorType, Weight
 from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace
 from xrlflow.lowering.cluster import cluster_model, cluster_of
+from xrlflow.lowering.spread import Spread
 from xrlflow.policy.base import Budget, extractor
 from xrlflow.pricing import refine
 
@@ -231,6 +232,8 @@ def test_constants_are_of_the_size_that_the_model_has_where_time_depends_on_it()
             assert onnx.numpy_helper.to_array(weight).std() == pytest.approx(spread.deviation, rel=0.1)
     assert sorted(found) == pytest.approx([0.02, 0.25, 0.5, 1.0], abs=0.02)
     assert len({c.key for c in found.values()}) == 4
+    # the like weights of other layers make no other kernel
+    assert str(Spread(0.002, 0.5, -1.5)) == str(Spread(-0.0101, 0.53, -1.7)) != str(Spread(0.5, 0.5, -1.5))
     # where no operator's time depends on its argument, sizes make no other kernel
     keys = {cluster_of(space, [i]).key for i in range(space.n_nodes) if space.ops[i] == "MatMul"}
     assert len(keys) == 1
