@@ -57,7 +57,7 @@ class Cluster:
         ]
         numbers = ["" if n is None else f"{n:.2g}" for n in self.numbers]
         spreads = [str(s or "") for s in self.spreads]
-        text = f"5|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}|{numbers}|{spreads}"
+        text = f"4|{steps}|{','.join(map(str, self.inputs))}|{self.constant}|{self.values}|{numbers}|{spreads}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
