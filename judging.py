@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .pipeline import Run
     from .policy.base import Extraction
 
+LEAST_VERDICT = 10.0
+"""Seconds of a verdict at least; a second candidate gets none where fewer are left."""
+
 SEARCHABLE = 1e9
 """Bytes of weights up to which a guilty rule is looked for: every weight is held in float64 then."""
 
@@ -89,7 +92,7 @@ class Judge:
             self.run.notes.append(f"measured at {at}: the original does not run at the usual extents (--at chooses)")
         result.points = []
         for k, binding in enumerate(points):
-            verdict = self.confirm(binding, original, model, self.run.left() / (len(points) - k))
+            verdict = self.confirm(binding, original, model, self.run.portion * self.run.left() / (len(points) - k))
             result.points.append((binding, verdict))
             if verdict.verdict == "slower" or not verdict.judge:
                 return verdict
@@ -112,7 +115,7 @@ class Judge:
                     original,
                     model,
                     target,
-                    seconds=max(10.0, seconds),
+                    seconds=max(LEAST_VERDICT, seconds),
                     trials=self.options.trials,
                     inputs=self.run.given,
                     symbols=binding,

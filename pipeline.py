@@ -15,7 +15,7 @@ import numpy as np
 
 from .egraph.graph import Graph
 from .errors import UserError
-from .judging import Judge
+from .judging import LEAST_VERDICT, Judge
 from .options import Options
 from .pricing import cost_model, refine
 from .progress import Progress
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from .egraph.space import SearchSpace, Selection
     from .policy.base import Extraction
 
-# Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest.
 REBUILDS = 3
 """How often the e-graph is built again without the rule that a failed verification named."""
+
 SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1, "verify": 0.2}
+"""Shares of the time budget; what a stage does not use is left to the later ones, and confirming takes the rest."""
 
 
 def optimize(
@@ -106,6 +107,8 @@ class Run:
     """Rules that this run goes on without, and why."""
     points: list[dict[str, int]] = field(default_factory=lambda: [{}])
     """Bindings of the model's symbols to measure at."""
+    portion: float = 1.0
+    """Share of the time left that the verdict on this candidate may take; the rest is for the next one."""
 
     def __post_init__(self) -> None:
         self.options.check()
@@ -240,6 +243,11 @@ class Run:
             if found.selection in seen or result.improved or result.exit_code:
                 continue
             seen.add(found.selection)
+            if result.verdict is not None and self.left() < LEAST_VERDICT:
+                entry["outcome"] = "no time was left to measure it"
+                continue
+            others = {c.selection for c in candidates} - seen
+            self.portion = 2 / 3 if others else 1.0
             with tempfile.TemporaryDirectory(prefix="xrlflow-") as folder:
                 Judge(self).decide(graph, found, result, Path(folder))
             entry["outcome"] = result.outcome

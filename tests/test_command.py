@@ -375,6 +375,41 @@ def test_verdicts_are_shared_by_content_not_by_name(
     assert len(asked) == len(verdicts) == 2
 
 
+@pytest.mark.parametrize("left", [None, 5.0])
+def test_a_second_candidate_is_measured_in_what_time_is_left(
+    left: float | None, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one leaves it a third; without ten seconds there is no verdict on it, lest the budget be overrun."""
+    from xrlflow.cost.verdict import Verdict
+    from xrlflow.pipeline import Run
+    from xrlflow.policy.base import Budget, extractor
+
+    class Hasty:
+        def extract(self, space: Any, cost: Any, budget: Any, rng: Any) -> Any:
+            return extractor("climb").extract(space, cost, Budget(None, 60), rng)
+
+    seconds: list[float] = []
+
+    def confirm(*_: Any, **options: Any) -> Verdict:
+        seconds.append(options["seconds"])
+        return Verdict(1.0, 1.0, 1.0, 1.0, 1.0, "tie")
+
+    monkeypatch.setattr("xrlflow.cost.confirm.confirm", confirm)
+    monkeypatch.setattr(
+        "xrlflow.policy.base.extractor", lambda name, **o: Hasty() if name == "rl" else extractor(name, **o)
+    )
+    if left is not None:
+        monkeypatch.setattr(Run, "left", lambda self: left)
+    result = xrlflow.optimize(
+        models["bert-tiny"], method="auto", target="onnxruntime", cost="roofline:a100", max_steps=300, budget=90.0
+    )
+    assert len({c["cost"] for c in result.considered}) == 2, "both found the same"
+    if left is None:
+        assert 10 < seconds[0] <= 60 and seconds[0] < seconds[1]
+    else:
+        assert seconds == [10.0] and result.considered[1]["outcome"] == "no time was left to measure it"
+
+
 def test_the_account_of_auto_speaks_of_the_candidate_judged_last(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
