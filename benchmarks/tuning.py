@@ -177,8 +177,8 @@ def main() -> int:
         if options.only in name:
             records.append(examined(name, options.trials, options.seeds))
             print(records[-1], flush=True)
-    if not options.only:
-        write(RESULTS / "tuning.md", report(records, options.trials, options.seeds))
+            if not options.only:
+                write(RESULTS / "tuning.md", report(records, options.trials, options.seeds))
     return 0
 
 
