@@ -6,7 +6,8 @@ while it is not. It inverts a bet against "half of the ratios lie above m": the 
 those of Krichevsky and Trofimov (1981) ever passes 100 with a probability of at most 1 % if that is true (Ville 1939;
 Howard and Ramdas, Sequential estimation of quantiles, Bernoulli 2022). Rounds share their process, whose memory layout
 is luck that lasts: hence several blocks, all of which must agree, and control blocks of the original against itself
-(A/A), whose largest deviation, at least `MARGIN`, the interval has to clear.
+(A/A). From these it is told how far off the mean of so many blocks may be by luck, which the interval has to clear, and
+`MARGIN` at least.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import numpy as np
 
 MARGIN = 0.01
 """Least gain that counts: differences below 1 % are a tie however sure they are."""
+
+LUCK = 2.2
+"""So many standard deviations, told from the controls, the mean of the blocks must lie from 1."""
 
 LEVEL = 0.99
 """Level of the interval."""
@@ -92,14 +96,17 @@ def decide(
 ) -> tuple[float, float, float, Literal["faster", "tie", "slower"], float]:
     """(speed-up, low, high, verdict, margin used) from the ratios original/candidate of each block.
 
-    controls: ratios of blocks in which both sides were the original; with fewer than two the margin is doubled.
+    controls: ratios of blocks in which both sides were the original. One or none says little about luck: twice what it
+    deviates is the margin then.
     """
     ratios = np.concatenate([np.asarray(b, float) for b in blocks])
     low, high = median_interval(ratios)
     deviations = [abs(math.log(statistics.median(c))) for c in controls if len(c)]
-    used = max([math.log1p(margin), *deviations])
-    if len(controls) < 2:
-        used *= 2  # one control says little about the luck of processes
+    if len(deviations) < 2:
+        used = 2 * max([math.log1p(margin), *deviations])
+    else:
+        luck = LUCK * math.sqrt(statistics.fmean(d * d for d in deviations) / min(len(deviations), len(blocks)))
+        used = max(math.log1p(margin), luck)
     medians = [statistics.median(b) for b in blocks]
     verdict: Literal["faster", "tie", "slower"] = "tie"
     if math.log(max(low, 1e-12)) > used and min(medians) > 1.0:
