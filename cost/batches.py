@@ -163,7 +163,7 @@ class Batches:
                 if self.left <= 0.05 * KERNEL_SECONDS:  # the budget ended, not the kernel's own limit
                     self.again([entry])
                     for one in ready:  # what a single run took is better than nothing
-                        self.known[one.job.key] = one.found["ms"] / one.job.copies
+                        self.known.setdefault(one.job.key, one.found["ms"] / one.job.copies)
                     return []
                 self.again(ready)
                 self.remember(entry.job, np.inf, reason=str(e))
@@ -219,9 +219,9 @@ class Batches:
             figures = worker.call(f"{_TASKS}:time_kernels", *self.rounds, spread, timeout=limit)
         except WorkerError as e:
             lost = _LOST in str(e)
-            if len(ready) == 1 and lost:
-                self.lost(ready[0], e)
             if len(ready) == 1:
+                if lost:
+                    self.lost(ready[0], e)
                 self.remember(ready[0].job, np.inf, reason=str(e)[:300])
                 return
             for entry in ready:  # if it was one of them that did it, it shall be alone the next time

@@ -78,6 +78,7 @@ class Bench:
         return self.state_of(self.conditions)
 
     def state_of(self, conditions: str) -> str:
+        """The tuning state under other conditions; the reference kernels have none."""
         tuning = f"{self.trials} trials, v{CANDIDATES}" if self.target.tunable else ""
         return ", ".join(filter(None, (tuning, conditions, FIGURE)))
 

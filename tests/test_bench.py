@@ -140,6 +140,23 @@ def test_a_budget_that_ends_amid_a_kernel_costs_the_others_nothing(
     assert not Bench(ORT, Database(tmp_path), 0).remembered("abcd")
 
 
+def test_a_settling_that_is_cut_short_leaves_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single run is better than nothing, but not than an earlier timing."""
+    left = iter([60.0] * 30)
+
+    def on(what: str, key: str) -> None:
+        if key == "b":
+            monkeypatch.setattr("xrlflow.cost.batches.Batches.left", -1.0)
+            raise WorkerTimeout("the budget ended")
+
+    monkeypatch.setattr("xrlflow.cost.batches.Batches.left", property(lambda self: next(left)))
+    known = {"a": 0.25, "b": 0.5}
+    jobs = [Job(k, "Op", lambda: reference_model(REFERENCES[0])) for k in "ab"]
+    with Bench(ORT, Database(tmp_path), 0, Machine(on=on)) as bench:  # type: ignore[arg-type]
+        bench.measure(jobs, known, time.monotonic() + 60, settle=True)
+    assert known == {"a": 0.25, "b": 0.5}
+
+
 def test_the_references_run() -> None:
     for name in REFERENCES:
         assert 0.001 < min(Session(reference_model(name)).time(number=2, repeat=3)) < 50
