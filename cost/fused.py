@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -244,14 +244,19 @@ class FusedKernels(Fusion):
 
     def jobs(self, cost: FusionCost, selection: Selection) -> list[Job]:
         """The kernels of a program as they are timed; those that are known, too."""
-        found: dict[str, Job] = {}
+        found = {c.key: self._job(c, pricer) for pricer, c, _, _ in self._clusters(cost, selection)}
+        return list(found.values())
+
+    def _clusters(
+        self, cost: FusionCost, selection: Selection
+    ) -> Iterator[tuple[TimedPricer, Cluster, Members, float]]:
+        """The kernels of a program that can be timed and take time, at each point: their roofline price last."""
         for members in cost.books(selection)[0].kernels():
             for pricer in cost.pricers:
                 assert isinstance(pricer, TimedPricer)
-                cluster = pricer.cluster(members)
-                if cluster is not None and pricer.rough(members) > 0:
-                    found.setdefault(cluster.key, self._job(cluster, pricer))
-        return list(found.values())
+                cluster, rough = pricer.cluster(members), pricer.rough(members)
+                if cluster is not None and rough > 0:
+                    yield pricer, cluster, members, rough
 
     def _job(self, cluster: Cluster, pricer: TimedPricer) -> Job:
         copies = copies_of(cluster.constant_bytes, self.pressure)
@@ -260,22 +265,17 @@ class FusedKernels(Fusion):
     def _ask(self, cost: FusionCost, selection: Selection, jobs: dict[str, tuple[float, Job]]) -> None:
         """Note the kernels of a program that are not known, with their share of the time as far as it can be told."""
         timings = self.timings
-        for members in cost.books(selection)[0].kernels():
-            for pricer in cost.pricers:
-                assert isinstance(pricer, TimedPricer)
-                cluster, rough = pricer.cluster(members), pricer.rough(members)
-                if cluster is None or rough <= 0:
-                    continue
-                key = cluster.key
-                timings.roofline[key], timings.kind[key] = rough, pricer.kind(members)
-                if key not in timings.asked:
-                    timings.asked.add(key)
-                    found = self.bench.remembered([key])
-                    timings.known.update(found)
-                    timings.remembered.update(found)
-                if key not in timings.known:
-                    job = self._job(cluster, pricer)
-                    jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
+        for pricer, cluster, members, rough in self._clusters(cost, selection):
+            key = cluster.key
+            timings.roofline[key], timings.kind[key] = rough, pricer.kind(members)
+            if key not in timings.asked:
+                timings.asked.add(key)
+                found = self.bench.remembered([key])
+                timings.known.update(found)
+                timings.remembered.update(found)
+            if key not in timings.known:
+                job = self._job(cluster, pricer)
+                jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)
 
     @property
     def note(self) -> str:
