@@ -49,7 +49,6 @@ LOSSES = 2
 
 _TASKS = f"{__package__}.measurement"
 _REMOTE = f"{__package__.rpartition('.')[0]}.lowering.tvm_remote"
-_LOST = "DeviceLost"
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class Batches:
                 self.remember(entry.job, np.inf, reason=str(e))
                 begun, ready, size, needed = False, [], 0, 0.0
             except WorkerError as e:
-                if _LOST in str(e):
+                if e.device_lost:
                     self.again(ready)
                     self.lost(entry, e)
                 died = isinstance(e, WorkerDied)
@@ -197,7 +196,7 @@ class Batches:
                 try:
                     self.made_ready(worker, name, reference_model(name).SerializeToString())
                 except WorkerError as e:
-                    if isinstance(e, (WorkerDied, WorkerTimeout)) or _LOST in str(e):
+                    if isinstance(e, (WorkerDied, WorkerTimeout)) or e.device_lost:
                         raise  # else a target that cannot run a reference goes without
         except WorkerError:
             self.again([entry])
@@ -218,7 +217,7 @@ class Batches:
         try:
             figures = worker.call(f"{_TASKS}:time_kernels", *self.rounds, spread, timeout=limit)
         except WorkerError as e:
-            lost = _LOST in str(e)
+            lost = e.device_lost
             if len(ready) == 1:
                 if lost:
                     self.lost(ready[0], e)

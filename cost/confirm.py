@@ -142,7 +142,7 @@ class _Sides:
         try:
             return worker.call(f"{_TASKS}:{task}", *args, timeout=timeout)
         except WorkerError as e:
-            if "DeviceLost" in str(e):
+            if e.device_lost:
                 raise
             if side == "original":
                 raise UserError(f"the original model cannot run on {self.target}: {e}") from None
@@ -266,7 +266,7 @@ def _measure(
                 one, two = (partial(timer, number, repeat) for timer in timers)
                 a, b = rounds_of(one, two, rounds, rng)
         except WorkerError as e:
-            if sides.failure or "DeviceLost" not in str(e):
+            if sides.failure or not e.device_lost:
                 return _same(f"the candidate cannot run: {sides.failure or e}", sides.settings)
             lost += 1
             if lost <= LOSSES:  # the block is run again, on this device or one like it

@@ -24,6 +24,11 @@ from typing import IO, Any, Self
 class WorkerError(RuntimeError):
     """The function raised; the message holds the exception's type and text."""
 
+    @property
+    def device_lost(self) -> bool:
+        """Whether a remote device went away (`tvm_remote.DeviceLost`): that says nothing about the program."""
+        return "DeviceLost" in str(self)
+
 
 class WorkerDied(WorkerError):
     """The process ended during the call (crash, out of memory, exit)."""
