@@ -253,9 +253,9 @@ def report(records: list[dict[str, Any]]) -> str:
         "\n    python benchmarks/costs.py\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, one thread.",
         "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
-        "pairs of programs; and over those that the runs tell apart, by two standard errors. `fusion:llvm`: kernels as a",
-        "search first times them. *Settled*: timed once more, together, as those of its finalists are. *By turns*: timed",
-        "in the rounds that the programs are run in, so that the machine is the same for both.\n",
+        "pairs of programs; and over those that the runs tell apart, by two standard errors. `fusion:llvm`: kernels as",
+        "a search first times them. *Settled*: timed once more, together, as its finalists' are. *By turns*: timed in the",
+        "rounds that the programs are run in, so that the machine is the same for both.\n",
         "| model | programs | pairs told apart | cost | error | τ | τ of these |",
         "|---|--:|--:|---|--:|--:|--:|",
     ]
