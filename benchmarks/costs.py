@@ -197,12 +197,13 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     kept = [k for k in range(len(chosen)) if f"program {k}" in median]
     model.know({key: median[key] / clusters[key].copies for key in clusters if key in median}, [cost])
     record["fusion, by turns"] = [cost.total(s) for s in chosen]
+    again = together({f"program {k}": models[f"program {k}"] for k in kept}, trials, database, ALONE)
+    kept = [k for k in kept if f"program {k}" in again]  # TVM's fusion fails on some programs, not each time
     for kind in COSTS:
         if record.get(kind) is not None:
             record[kind] = [record[kind][k] for k in kept]
     runs = [figures[f"program {k}"] for k in kept]
     spread = [float(np.subtract(*np.percentile(f, [75, 25])) / np.median(f)) for f in runs]
-    again = together({f"program {k}": models[f"program {k}"] for k in kept}, trials, database, ALONE)
     ordered = [again[f"program {k}"] for k in kept]
     quartiles = [float(np.subtract(*np.percentile(f, [75, 25]))) for f in ordered]
     return record | {
@@ -224,7 +225,7 @@ def judges(space: SearchSpace, chosen: Sequence[Selection], database: Database) 
             path = f"{name}/model.onnx"
             try:
                 found += worker.call(f"{TASKS}:tune_model", path, LLVM, folder, 0, 0.0, {}, timeout=600)["judge"]
-            except WorkerError as error:  # TVM's fusion fails on some programs, not each time
+            except WorkerError as error:
                 print(f"a program cannot be tuned: {str(error)[:120]}", flush=True)
     return found
 
@@ -254,8 +255,8 @@ def report(records: list[dict[str, Any]]) -> str:
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, one thread.",
         "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
         "pairs of programs; and over those that the runs tell apart, by two standard errors. `fusion:llvm`: kernels as",
-        "a search first times them. *Settled*: timed once more, together, as its finalists' are. *By turns*: timed in the",
-        "rounds that the programs are run in, so that the machine is the same for both.\n",
+        "a search first times them. *Settled*: timed once more, together, as its finalists' are. *By turns*: timed in",
+        "the rounds that the programs are run in, so that the machine is the same for both.\n",
         "| model | programs | pairs told apart | cost | error | τ | τ of these |",
         "|---|--:|--:|---|--:|--:|--:|",
     ]
