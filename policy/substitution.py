@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .orbits import components, orbits
-from .tree import CAP, finite_prices, tree_costs
+from .tree import CAP, finite_prices, smallest_trees, tree_costs
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -57,11 +57,7 @@ class Substitutions:
         self.fused = cost.ledger([], []) is not None
         self.paid = [0.0] * space.n_nodes if self.fused else self.price
         """What each live e-node adds to the cost; nothing where a ledger keeps it."""
-        _, smallest = tree_costs(space, [1.0] * space.n_nodes)
-        self.fixed = list(smallest)
-        for c, i in enumerate(original):  # the original's constants are closed among themselves, new ones read them
-            if i >= 0:
-                self.fixed[c] = i
+        smallest, self.fixed = smallest_trees(space)
         self.usable = [
             not self.const[c] and c not in k and p < CAP and all(smallest[x] >= 0 for x in k)
             for c, k, p in zip(self.klass, self.kids, self.price, strict=True)

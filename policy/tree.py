@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..egraph.space import IllegalSelection
+from ..egraph.space import IllegalSelection, Selection
 from .base import Budget, Extraction, Meter
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ def tree_costs(
     return cost, choice
 
 
+def smallest_trees(space: SearchSpace) -> tuple[list[int], list[int]]:
+    """For each class the e-node of its smallest tree (-1 where it has none), and the same with the original's e-nodes.
+
+    The original's constants are closed among themselves and new ones read them, so the second serves for constants.
+    """
+    _, smallest = tree_costs(space, [1.0] * space.n_nodes)
+    fixed = [i if i >= 0 else j for i, j in zip(space.original.choice.tolist(), smallest, strict=True)]
+    return smallest, fixed
+
+
 def finite_prices(space: SearchSpace, prices: np.ndarray) -> list[float]:
     """Prices (ms) where e-nodes that the original uses although they cannot run (inf) cost a thousand times the
     dearest other one, so that the original stays a solution and leaving them pays."""
@@ -76,14 +86,20 @@ class Tree:
         meter = Meter(budget)
         _, choice = tree_costs(space, finite_prices(space, cost.prices))
         meter.evaluations = 1
-        selection, repaired = space.selection(choice), 0
-        while not cost.legal(selection.choice):
-            choice = _repair(space, choice)
-            selection = space.selection(choice)
-            repaired += 1
+        selection, repairs = repaired(space, cost, choice)
         total = cost.total(selection)
         meter.improved(total)
-        return Extraction(selection, total, meter.trace, "fixpoint", self.name, {"repaired": repaired})
+        return Extraction(selection, total, meter.trace, "fixpoint", self.name, {"repaired": repairs})
+
+
+def repaired(space: SearchSpace, cost: Cost, choice: list[int]) -> tuple[Selection, int]:
+    """The program that `choice` makes, with as many classes as in the original as it takes to be legal; how many."""
+    selection, repairs = space.selection(choice), 0
+    while not cost.legal(selection.choice):
+        choice = _repair(space, choice)
+        selection = space.selection(choice)
+        repairs += 1
+    return selection, repairs
 
 
 def _repair(space: SearchSpace, choice: list[int]) -> list[int]:
@@ -116,15 +132,15 @@ def _repair(space: SearchSpace, choice: list[int]) -> list[int]:
                 guilty.add(c)
     if target < 0:  # nothing to blame on one class: give up on the whole result
         return original
-    repaired = list(choice)
-    repaired[target] = original[target]
+    found = list(choice)
+    found[target] = original[target]
     try:
-        space.topological(repaired)
+        space.topological(found)
     except IllegalSelection:  # what it reads now needs it: the original's whole cone is acyclic for sure
         stack = [target]
         while stack:
             c = stack.pop()
-            if repaired[c] != original[c] or c == target:
-                repaired[c] = original[c]
-            stack.extend(k for k in space.child_lists[original[c]] if repaired[k] != original[k])
-    return repaired
+            if found[c] != original[c] or c == target:
+                found[c] = original[c]
+            stack.extend(k for k in space.child_lists[original[c]] if found[k] != original[k])
+    return found

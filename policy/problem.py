@@ -1,0 +1,338 @@
+"""Extraction under a sum of prices, boiled down to what is left to choose.
+
+What a search over single moves need not know, an exact one lives on: which classes every solution has, which e-nodes
+none of the best has, and into which parts the choice falls that do not concern each other.
+
+- *Constants* and other classes that can be had for nothing drop out.
+- *Dominators* (Prosser 1959, here of an and-or graph with cycles): what every well-founded derivation of a class needs.
+  What those of the outputs need is *forced*, and free for all who read it. An e-node that needs a class which cannot be
+  had without the e-node's own can never be used.
+- *Domination*: an e-node goes if another of its class is no dearer and needs nothing that is not there anyhow.
+- *Decomposition*: classes are in one part if one reads the other, unless that is forced and on no cycle with it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .orbits import components
+from .tree import CAP, finite_prices, smallest_trees, tree_costs
+
+if TYPE_CHECKING:
+    from ..cost.base import Cost
+    from ..egraph.space import SearchSpace, Selection
+
+
+class Problem:
+    """The choice of e-nodes under `cost.prices`.
+
+    price: ms of each e-node. kids: the classes that each e-node needs and that cost something. weights: the constants
+    that it reads. options: the e-nodes of each class that can be used. roots: what must be there.
+    weighted: whether the limit on weight bytes is part of the problem; else a solution may break it.
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost, weighted: bool = False) -> None:
+        self.space, self.weighted = space, weighted
+        self.limit = cost.weight_limit
+        const = space.const.tolist()
+        self.home: list[int] = space.node_class.tolist()
+        self.price = finite_prices(space, cost.prices)
+        smallest, self.fixed = smallest_trees(space)
+        none: tuple[int, ...] = ()
+        self.weights = [none] * space.n_nodes
+        if any(const):
+            self.weights = [
+                tuple(dict.fromkeys(k for k in kids if const[k])) if not const[c] else none
+                for c, kids in zip(self.home, space.child_lists, strict=True)
+            ]
+        self.held = {c for c in space.roots.tolist() if const[c]}
+        usable = [
+            not const[c] and p < CAP and c not in kids and all(smallest[k] >= 0 for k in kids)
+            for c, kids, p in zip(self.home, space.child_lists, self.price, strict=True)
+        ]
+        # A class is free if it has a tree that costs nothing, and reads no weights where these count.
+        paid = [
+            (CAP if not ok else p + (1.0 if weighted and w else 0.0))
+            for p, ok, w in zip(self.price, usable, self.weights, strict=True)
+        ]
+        tree, best = tree_costs(space, paid, space.const.tolist())
+        self.tree = tree
+        """Cost of the cheapest tree of each class, ms."""
+        self.free = {c: best[c] for c, t in enumerate(tree) if t == 0 and not const[c]}
+        """Classes that cost nothing, and the e-node by which they do."""
+        costly = [t > 0 for t in tree]
+        self.options = {
+            c: [i for i in space.nodes_of(c) if usable[i]] for c in range(space.n_classes) if costly[c] and not const[c]
+        }
+        kids = space.child_lists
+        self.kids = {
+            i: tuple(dict.fromkeys(k for k in kids[i] if costly[k])) for own in self.options.values() for i in own
+        }
+        self.roots = [c for c in dict.fromkeys(space.roots.tolist()) if costly[c]]
+
+    def size(self, c: int) -> float:
+        """Bytes of constant `c`."""
+        return float(self.space.types[c].bytes)
+
+    def selection(self, chosen: Mapping[int, int]) -> Selection:
+        """The program that these e-nodes, one for each class that costs something, make; `IllegalSelection` if none."""
+        choice = list(self.fixed)
+        for c, i in self.free.items():
+            choice[c] = i
+        for c, i in chosen.items():
+            choice[c] = i
+        return self.space.selection(choice)
+
+
+@dataclass
+class Part:
+    """A part of a problem that can be solved by itself.
+
+    classes: those whose e-node is to be chosen. options: the e-nodes of each. kids: what each e-node needs, as far as
+    that is in question. forced: the classes that must be there. component: the strongly connected component of each
+    class that lies on a cycle, and how many classes that has. needs: what each class cannot be had without, itself
+    included, as bits by the places in `classes`.
+    """
+
+    classes: list[int]
+    options: dict[int, list[int]]
+    kids: dict[int, tuple[int, ...]]
+    forced: set[int]
+    component: dict[int, int]
+    sizes: dict[int, int]
+    needs: dict[int, int] = field(default_factory=dict)
+    place: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.place = {c: n for n, c in enumerate(self.classes)}
+
+    @property
+    def enodes(self) -> int:
+        """How many e-nodes there are to choose from."""
+        return sum(len(self.options[c]) for c in self.classes)
+
+    def below(self, i: int) -> int:
+        """What e-node `i` cannot be had without, as bits."""
+        found = 0
+        for k in self.kids[i]:
+            found |= self.needs[k]
+        return found
+
+    def members(self, found: int) -> Iterator[int]:
+        """The classes of these bits."""
+        while found:
+            low = found & -found
+            yield self.classes[low.bit_length() - 1]
+            found ^= low
+
+    def together(self, c: int, k: int) -> bool:
+        """Whether the two classes lie on a cycle."""
+        return c in self.component and self.component[c] == self.component.get(k, -1)
+
+    def live(self, chosen: Mapping[int, int]) -> set[int]:
+        """The classes that a program has which takes these e-nodes."""
+        found: set[int] = set()
+        stack = list(self.forced)
+        while stack:
+            c = stack.pop()
+            if c not in found:
+                found.add(c)
+                stack.extend(self.kids[chosen[c]])
+        return found
+
+    def program(self, chosen: Mapping[int, int]) -> dict[int, int] | None:
+        """What of these e-nodes a program has; None if they are too few, or need each other."""
+        found: dict[int, int] = {}
+        state: dict[int, bool] = {}  # of classes met: whether all below was met
+        stack = [(f, False) for f in self.classes if f in self.forced]
+        while stack:
+            c, back = stack.pop()
+            if back:
+                state[c] = True
+            elif c not in state:
+                if c not in chosen:
+                    return None
+                state[c], found[c] = False, chosen[c]
+                stack.append((c, True))
+                stack.extend((k, False) for k in self.kids[chosen[c]])
+            elif not state[c]:
+                return None
+        return found
+
+    def tops(self) -> list[int]:
+        """The forced classes that no other forced one needs."""
+        covered = 0
+        for f in self.forced:
+            covered |= self.needs[f] & ~(1 << self.place[f])
+        return [f for f in self.classes if f in self.forced and not covered >> self.place[f] & 1]
+
+
+class Reduction:
+    """A problem without what need not be looked at.
+
+    options: what is left of those given (by default the problem's). parts: what is to be decided. instead: for each
+    e-node that another makes superfluous, that one. decided: what is forced and has no alternative; base: its ms.
+    within: a part, to which all is confined.
+    """
+
+    def __init__(
+        self, problem: Problem, options: Mapping[int, Sequence[int]] | None = None, within: Part | None = None
+    ) -> None:
+        self.problem = problem
+        given = problem.options if options is None else options
+        self.options = {c: list(found) for c, found in given.items()}
+        self.kids: Mapping[int, tuple[int, ...]] = problem.kids if within is None else within.kids
+        self.roots = problem.roots if within is None else [c for c in within.classes if c in within.forced]
+        self.instead: dict[int, int] = {}
+        self.decided: dict[int, int] = {}
+        self.forced: set[int] = set(self.roots)
+        self.parts: list[Part] = []
+        changed = True
+        while changed:
+            known = len(self.forced)
+            self.parts = self._split(self._reached())
+            self.forced.update(*(part.forced for part in self.parts))
+            changed = sum(self._filter(part) for part in self.parts) > 0 or len(self.forced) > known
+        for part in self.parts:
+            if part.enodes == len(part.forced):  # nothing to choose
+                self.decided |= {c: part.options[c][0] for c in part.classes}
+        self.parts = [p for p in self.parts if p.classes[0] not in self.decided]
+        self.base = sum(problem.price[i] for i in self.decided.values())
+
+    def translated(self, chosen: Mapping[int, int]) -> dict[int, int]:
+        """The e-nodes of a program, each replaced by what makes it superfluous."""
+        found = {}
+        for c in self.options:
+            if c in chosen:
+                i = chosen[c]
+                while i in self.instead:
+                    i = self.instead[i]
+                found[c] = i
+        return found
+
+    def _reached(self) -> list[int]:
+        """The classes that the roots can lead to, in the order met; others lose their e-nodes."""
+        order, seen = list(self.roots), set(self.roots)
+        for c in order:  # grows while it is gone through
+            for i in self.options.get(c, ()):
+                for k in self.kids[i]:
+                    if k not in seen:
+                        seen.add(k)
+                        order.append(k)
+        self.options = {c: self.options.get(c, []) for c in order}
+        return order
+
+    def _split(self, reached: list[int]) -> list[Part]:
+        kids, options = self.kids, self.options
+        number = {c: n for n, c in enumerate(reached)}
+        below = [list(dict.fromkeys(number[k] for i in options[c] for k in kids[i])) for c in reached]
+        ring = dict(zip(reached, components(len(reached), below), strict=True))
+        forced = self.forced = forced_near(self.forced, options, kids)
+
+        def matters(c: int, k: int) -> bool:
+            return k not in forced or (ring[c] >= 0 and ring[c] == ring[k])
+
+        parent = {c: c for c in reached}
+
+        def find(c: int) -> int:
+            while parent[c] != c:
+                parent[c] = c = parent[parent[c]]
+            return c
+
+        for c, under in zip(reached, below, strict=True):
+            for n in under:
+                if matters(c, reached[n]):
+                    parent[find(c)] = find(reached[n])
+        groups: dict[int, list[int]] = {}
+        sizes: dict[int, int] = {}
+        for c in reached:
+            groups.setdefault(0 if self.problem.weighted else find(c), []).append(c)  # a limit concerns all
+            sizes[ring[c]] = sizes.get(ring[c], 0) + 1
+        parts = []
+        for classes in groups.values():
+            own = {i: tuple(k for k in kids[i] if matters(c, k)) for c in classes for i in options[c]}
+            rings = {c: ring[c] for c in classes if ring[c] >= 0}
+            part = Part(classes, {c: options[c] for c in classes}, own, forced.intersection(classes), rings, sizes)
+            dominators(part)
+            parts.append(part)
+        return parts
+
+    def _filter(self, part: Part) -> int:
+        """Take out e-nodes that can never be used, or that another makes superfluous; how many."""
+        price, weights = self.problem.price, self.problem.weights
+        weighted = self.problem.weighted
+        removed = 0
+        for c in part.classes:
+            below = {i: part.below(i) for i in self.options[c]}
+            mine = 1 << part.place[c]
+            kept: list[int] = []
+            direct = {i: _bits(part, part.kids[i]) for i in self.options[c]}
+            for i in sorted(self.options[c], key=lambda i: (price[i], direct[i].bit_count(), i)):
+                if below[i] & mine:
+                    continue
+                for j in kept:
+                    if not direct[j] & ~below[i] and not (weighted and set(weights[j]) - set(weights[i])):
+                        self.instead[i] = j
+                        break
+                else:
+                    kept.append(i)
+            removed += len(self.options[c]) - len(kept)
+            self.options[c] = sorted(kept)
+        return removed
+
+
+def _bits(part: Part, classes: Iterable[int]) -> int:
+    found = 0
+    for k in classes:
+        found |= 1 << part.place[k]
+    return found
+
+
+def forced_near(
+    roots: Iterable[int], options: Mapping[int, Sequence[int]], kids: Mapping[int, tuple[int, ...]]
+) -> set[int]:
+    """Classes that the roots cannot do without, as far as that shows from class to class."""
+    forced = set(roots)
+    work = list(forced)
+    while work:
+        own = options[work.pop()]
+        common = set(kids[own[0]]) if own else set()
+        for i in own[1:]:
+            common.intersection_update(kids[i])
+        work += common - forced
+        forced |= common
+    return forced
+
+
+def dominators(part: Part) -> None:
+    """Work out what each class of a part cannot be had without, and which of these are forced.
+
+    The greatest fixpoint: an unfounded derivation is one that needs everything, so that cycles prove nothing.
+    """
+    everything = (1 << len(part.classes)) - 1
+    needs = part.needs = dict.fromkeys(part.classes, everything)
+    readers: dict[int, list[int]] = {c: [] for c in part.classes}
+    for c in part.classes:
+        for k in {k for i in part.options[c] for k in part.kids[i]}:
+            readers[k].append(c)
+    queue, queued = deque(reversed(part.classes)), set(part.classes)
+    while queue:
+        c = queue.popleft()
+        queued.discard(c)
+        found = everything
+        for i in part.options[c]:
+            found &= part.below(i)
+        found |= 1 << part.place[c]
+        if found != needs[c]:
+            needs[c] = found
+            for r in readers[c]:
+                if r not in queued:
+                    queued.add(r)
+                    queue.append(r)
+    forced = 0
+    for f in part.forced:
+        forced |= needs[f]
+    part.forced = set(part.members(forced))
