@@ -1,9 +1,12 @@
-"""Exact extraction: the cheapest program under a sum of prices by integer programming, with a bound on what is possible.
+"""Exact extraction: the cheapest program under a sum of prices by integer programming, and a bound on what is possible.
 
 The problem is reduced and falls into parts (`problem`). Where the relaxation of a part does not prove the best program
-known, neighbourhoods of that are searched exactly (`neighbourhood`), and then the part is solved by HiGHS from what they
-found (`formulation`). Whatever the budget, there is a lower bound: the sum of the
-parts' own. The limit on weight bytes is left aside at first; only if the cheapest program breaks it, it is added.
+known, neighbourhoods of that are searched exactly (`neighbourhood`), and then the part is solved by HiGHS from what
+they found (`formulation`). Whatever the budget, there is a lower bound: the sum of the parts' own.
+
+The limit on weight bytes is left aside at first. If the cheapest program breaks it, bytes are given a price, more and
+more until the cheapest program keeps it, for there is often one as cheap that does; only then the limit, which makes
+one part of all, becomes a row.
 
 Under a cost of fused kernels the sum of operators by themselves is still what is minimised; the result is priced as the
 cost says, and nothing is proved about it.
@@ -12,7 +15,7 @@ cost says, and nothing is proved about it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +43,18 @@ NEAR = 0.08
 
 PATIENCE = 30
 """Neighbourhoods in a row that may bring nothing."""
+
+BYTES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""What all weights together cost where bytes have a price, as shares of the best program's cost."""
+
+LEAST = 0.1
+"""Share of what is left of the budget that a part has at least; there is another round if something is left over."""
+
+RARELY = 10.0
+"""Programs are put together no more often than takes a share of one in so many of the time."""
+
+SMALL = 100
+"""Parts with no more e-nodes than this are solved at once."""
 
 
 class ILP:
@@ -85,6 +100,8 @@ class _Search:
         self.bound = 0.0
         self.reason = ""
         self.parts = 0
+        self.legal = True
+        """Whether the relaxed program is legal."""
 
     def price(self, selection: Selection) -> float:
         picked = selection.choice
@@ -100,8 +117,12 @@ class _Search:
 
     def run(self) -> None:
         self.solve(Problem(self.space, self.cost))
-        if not self.proved and not self.meter.exhausted and self.relaxed_ms < self.best_ms * (1 - RELATIVE):
-            self.solve(Problem(self.space, self.cost, weighted=True))  # the cheapest one holds too many weights
+        for share in BYTES:
+            if self.legal or self.proved or self.meter.exhausted:
+                break
+            self.solve(Problem(self.space, self.cost, per_byte=share * self.best_ms / self.cost.weight_limit))
+        if not (self.proved or self.meter.exhausted):
+            self.solve(Problem(self.space, self.cost, weighted=True))
         self.reason = "optimal" if self.proved else self.meter.reason if self.meter.exhausted else "no better near"
 
     @property
@@ -115,33 +136,59 @@ class _Search:
         self.relaxed = dict(reduction.decided)
         for part in reduction.parts:
             self.relaxed |= {c: start[c] for c in part.classes if c in start}
-        self.relaxed_ms = math.inf
         self.problem, self.bounds = problem, {n: floor(problem, part) for n, part in enumerate(reduction.parts)}
-        order = sorted(range(len(reduction.parts)), key=lambda n: (reduction.parts[n].enodes, n))
-        self.parts, self.base = len(order), reduction.base
-        left = float(sum(part.enodes for part in reduction.parts))
-        self.offer({})
-        for n in order:
-            part = reduction.parts[n]
-            if self.meter.exhausted:
-                break
-            _PartSearch(self, part, n, part.enodes / left).run()
-            left -= part.enodes
-            self.raise_bound()
-        self.raise_bound()
-
-    def raise_bound(self) -> None:
+        open_ = sorted(range(len(reduction.parts)), key=lambda n: (reduction.parts[n].enodes, n))
+        self.parts, self.base = len(open_), reduction.base
+        self.assembled, self.assembling = -math.inf, 0.0
+        while open_ and not self.meter.exhausted:
+            open_ = self.round(reduction, open_)
+        self.assemble()
+        if problem.per_byte:
+            return
         self.bound = min(self.best_ms, max(self.bound, self.base + math.fsum(self.bounds.values())))
 
+    def round(self, reduction: Reduction, numbers: Sequence[int]) -> list[int]:
+        """Work on these parts; those that are not solved."""
+        problem, parts = self.problem, reduction.parts
+        left = float(sum(parts[n].enodes for n in numbers))
+        solved: dict[tuple[object, ...], tuple[Part, _PartSearch]] = {}
+        unsolved = []
+        for n in numbers:
+            part = parts[n]
+            known = None if problem.weighted else solved.get(signature := part.signature(problem))
+            if known is not None:  # layers that are alike
+                self.offer(_renamed(known[1].chosen, known[0], part))
+                self.bounds[n] = known[1].ms
+            elif self.meter.exhausted:
+                unsolved.append(n)
+            else:
+                search = _PartSearch(self, part, n, max(LEAST, part.enodes / left))
+                search.run()
+                if not search.done:
+                    unsolved.append(n)
+                elif not problem.weighted:
+                    solved[signature] = part, search
+            left -= part.enodes
+        return unsolved
+
     def offer(self, chosen: Mapping[int, int]) -> None:
-        """Take these e-nodes into the relaxed program, and the whole of it if it is legal."""
+        """Take these e-nodes into the relaxed program; the whole of it is looked at from time to time."""
         self.relaxed |= chosen
+        meter = self.meter
+        if meter.deadline == math.inf or meter.seconds > self.assembled + RARELY * self.assembling:
+            self.assemble()
+
+    def assemble(self) -> None:
+        """Take the relaxed program if it is legal."""
+        start = self.meter.seconds
         try:
             selection = self.problem.selection(self.relaxed)
         except IllegalSelection:  # numbers of HiGHS that are only nearly whole
             return
-        self.relaxed_ms = min(self.relaxed_ms, self.price(selection))
+        self.legal = self.cost.legal(selection)
         self.take(selection)
+        self.assembled = self.meter.seconds
+        self.assembling = self.assembled - start
 
     def account(self) -> dict[str, Any]:
         if self.fused:
@@ -191,6 +238,9 @@ class _PartSearch:
         bounds[self.number] = max(bounds[self.number], min(bound, self.ms))
 
     def run(self) -> None:
+        if self.part.enodes <= SMALL:
+            self.solve(Formulation(self.search.problem, self.part))
+            return
         flows = self.relax()
         if self.done:
             return
@@ -243,6 +293,15 @@ class _PartSearch:
             meter.evaluations += spent
             self.better(found)
             vain = 0 if self.ms < before else vain + 1
+
+
+def _renamed(chosen: Mapping[int, int], here: Part, there: Part) -> dict[int, int]:
+    """The e-nodes in a part that correspond to those chosen in one like it."""
+    return {
+        d: there.options[d][here.options[c].index(chosen[c])]
+        for c, d in zip(here.classes, there.classes, strict=True)
+        if c in chosen and chosen[c] in here.options[c]
+    }
 
 
 def floor(problem: Problem, part: Part) -> float:

@@ -73,4 +73,3 @@ class Neighbourhoods:
             found |= own if solved.values is None else with_flow.chosen(solved.values)
         self.size = max(SMALLEST, self.size * (GROWTH if done else CUT))
         return found, max(1, spent)
-

@@ -31,11 +31,12 @@ class Problem:
 
     price: ms of each e-node. kids: the classes that each e-node needs and that cost something. weights: the constants
     that it reads. options: the e-nodes of each class that can be used. roots: what must be there.
-    weighted: whether the limit on weight bytes is part of the problem; else a solution may break it.
+    weighted: whether the limit on weight bytes is part of the problem; else a solution may break it. per_byte: ms that
+    an e-node costs more for each byte of weights that it reads.
     """
 
-    def __init__(self, space: SearchSpace, cost: Cost, weighted: bool = False) -> None:
-        self.space, self.weighted = space, weighted
+    def __init__(self, space: SearchSpace, cost: Cost, weighted: bool = False, per_byte: float = 0.0) -> None:
+        self.space, self.weighted, self.per_byte = space, weighted, per_byte
         self.limit = cost.weight_limit
         const = space.const.tolist()
         self.home: list[int] = space.node_class.tolist()
@@ -49,6 +50,9 @@ class Problem:
                 for c, kids in zip(self.home, space.child_lists, strict=True)
             ]
         self.held = {c for c in space.roots.tolist() if const[c]}
+        if per_byte:
+            for i, read in enumerate(self.weights):
+                self.price[i] += per_byte * sum(self.size(k) for k in read)
         usable = [
             not const[c] and p < CAP and c not in kids and all(smallest[k] >= 0 for k in kids)
             for c, kids, p in zip(self.home, space.child_lists, self.price, strict=True)
@@ -132,6 +136,14 @@ class Part:
         """Whether the two classes lie on a cycle."""
         return c in self.component and self.component[c] == self.component.get(k, -1)
 
+    def signature(self, problem: Problem) -> tuple[object, ...]:
+        """Equal for parts that are the same but for the numbers of their classes and e-nodes."""
+        price, place = problem.price, self.place
+        return tuple(
+            (c in self.forced, *((price[i], tuple(place[k] for k in self.kids[i])) for i in self.options[c]))
+            for c in self.classes
+        )
+
     def live(self, chosen: Mapping[int, int]) -> set[int]:
         """The classes that a program has which takes these e-nodes."""
         found: set[int] = set()
@@ -175,13 +187,17 @@ class Reduction:
 
     options: what is left of those given (by default the problem's). parts: what is to be decided. instead: for each
     e-node that another makes superfluous, that one. decided: what is forced and has no alternative; base: its ms.
-    within: a part, to which all is confined.
+    within: a part, to which all is confined. dominate: whether e-nodes go that another makes superfluous.
     """
 
     def __init__(
-        self, problem: Problem, options: Mapping[int, Sequence[int]] | None = None, within: Part | None = None
+        self,
+        problem: Problem,
+        options: Mapping[int, Sequence[int]] | None = None,
+        within: Part | None = None,
+        dominate: bool = True,
     ) -> None:
-        self.problem = problem
+        self.problem, self.dominate = problem, dominate
         given = problem.options if options is None else options
         self.options = {c: list(found) for c, found in given.items()}
         self.kids: Mapping[int, tuple[int, ...]] = problem.kids if within is None else within.kids
@@ -273,7 +289,7 @@ class Reduction:
             for i in sorted(self.options[c], key=lambda i: (price[i], direct[i].bit_count(), i)):
                 if below[i] & mine:
                     continue
-                for j in kept:
+                for j in kept if self.dominate else ():
                     if not direct[j] & ~below[i] and not (weighted and set(weights[j]) - set(weights[i])):
                         self.instead[i] = j
                         break
