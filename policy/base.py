@@ -32,9 +32,14 @@ class Budget:
 
 @dataclass
 class Trace:
-    """Best cost so far against effort: (evaluations, seconds, best cost in ms), a point for each improvement."""
+    """Best cost so far against effort: (evaluations, seconds, best cost in ms), a point for each improvement.
+
+    evaluations, seconds: the effort in all.
+    """
 
     points: list[tuple[int, float, float]] = field(default_factory=list)
+    evaluations: int = 0
+    seconds: float = 0.0
 
     def best_after(self, evaluations: int) -> float:
         """Best cost (ms) known after so many evaluations; inf before the first one."""
@@ -73,13 +78,24 @@ class Meter:
         self.started = time.perf_counter()
         self.evaluations = 0
         self.best = math.inf
-        self.trace = Trace()
+        self._trace = Trace()
         self.deadline = math.inf if budget.seconds is None else self.started + budget.seconds
         self.limit = math.inf if budget.steps is None else budget.steps
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    @property
+    def trace(self) -> Trace:
+        """The trace up to now."""
+        self._trace.evaluations, self._trace.seconds = self.evaluations, self.seconds
+        return self._trace
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; inf without a limit."""
+        return self.deadline - time.perf_counter()
 
     @property
     def exhausted(self) -> bool:
@@ -96,7 +112,7 @@ class Meter:
         if cost >= self.best - 1e-9 * max(1.0, abs(self.best)) * (self.best < math.inf):
             return False
         self.best = cost
-        self.trace.points.append((self.evaluations, self.seconds, cost))
+        self._trace.points.append((self.evaluations, self.seconds, cost))
         return True
 
 
@@ -104,7 +120,12 @@ _EXTRACTORS = {
     "original": "sampling:Original",
     "random": "sampling:RandomWalk",
     "tree": "tree:Tree",
+    "dag": "dag:Dag",
     "climb": "climb:Climb",
+    "beam": "beam:Beam",
+    "mcts": "mcts:MCTS",
+    "ilp": "ilp:ILP",
+    "saturation": "saturation:Saturation",
     "greedy": "greedy:Greedy",
     "greedy-group": "greedy:GreedyGroup",
     "rl": "rl:LearnedPolicy",

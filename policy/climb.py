@@ -4,7 +4,9 @@ Descent over the group moves comes first, over plateaus and along chains too: a 
 and a reshape costs about the same at each step and pays at the last, where it folds into a weight. Then rounds of
 simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best program so far, each cooled down to the scale of
 the smallest gains and ended by a descent. Annealing looks at one random move a step, so a round costs no more
-evaluations than it has steps. Deterministic for a seed and a budget in steps.
+evaluations than it has steps. Between rounds it leaps: the e-nodes of some neighbouring classes are chosen anew, all at
+once and exactly, by the sum of prices (`neighbourhood`). Where the cost is more than a sum, prices are shaken at random
+for each leap, so that what it proposes varies. Deterministic for a seed and a budget in steps.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .base import Budget, Extraction, Meter
+from .leaps import Leaps
 from .state import Snapshot, State
 from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
-    from ..egraph.space import SearchSpace
+    from ..egraph.space import SearchSpace, Selection
 
 
 class Climb:
@@ -30,9 +33,11 @@ class Climb:
     `cooling` times colder. sweeps: steps of the first round for each action of the space (at least 1,000 steps).
     sideways: how many moves that change no cost it makes in a row, those that the last one opened first.
     chains, links, slack: how many chains it tries out of a local optimum, how long each may be, and by what share of
-    the cost it may rise on the way. patience: how many rounds in a row may bring nothing, each twice as long as the
-    one before, until it stops although budget remains. chunk: moves looked at before a descent takes the best of
-    them; with fewer moves it is steepest descent.
+    the cost it may rise on the way. leaps: how many leaps in a row may bring nothing, between two rounds. shake: the
+    standard deviation of the logarithm by which prices are shaken for them. patience: how many rounds in a row may
+    bring nothing, each twice as long as the one before, until it stops although budget remains. chunk: moves looked at
+    before a descent takes the best of them; with fewer moves it is steepest descent. start: a legal program to start
+    from instead of the input.
     """
 
     name = "climb"
@@ -48,15 +53,21 @@ class Climb:
         chains: int = 64,
         links: int = 8,
         slack: float = 0.01,
+        leaps: int = 40,
+        shake: float = 0.3,
+        start: Selection | None = None,
     ) -> None:
         self.heat, self.cooling, self.sweeps, self.patience, self.chunk = heat, cooling, sweeps, patience, chunk
         self.sideways = sideways
         self.chains, self.links, self.slack = chains, links, slack
+        self.leaps, self.shake, self.start = leaps, shake, start
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
         state = State(Substitutions(space, cost))
         rules, failures = state.rules, 0
+        if self.start is not None:
+            state.restore(state.snapshot_of(self.start))
         meter.evaluations = 1
         meter.improved(state.cost)
         self._descend(state, meter)
@@ -64,8 +75,11 @@ class Climb:
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]
         length = max(1000, self.sweeps * len(rules))
+        leaps = Leaps(state, rng, self.shake) if self.leaps and sizes.size and not meter.exhausted else None
         while sizes.size and failures < self.patience and not meter.exhausted:
             failures += 1
+            if leaps is not None and self._leap(leaps, meter):
+                best, failures = state.snapshot(), 0
             here = self._anneal(state, meter, rng, self.heat * float(np.median(sizes)), length)
             state.restore(here)
             self._descend(state, meter)
@@ -80,7 +94,7 @@ class Climb:
     def _descend(self, state: State, meter: Meter) -> None:
         """Moves that lower the cost until there is none, nor a chain of moves that does, or the budget is gone."""
         while True:
-            self._steepest(state, meter)
+            self.steepest(state, meter)
             if meter.exhausted or not (self._cross(state, meter) or self._chain(state, meter)):
                 return
 
@@ -135,7 +149,26 @@ class Climb:
                 break
         return False
 
-    def _steepest(self, state: State, meter: Meter) -> None:
+    def _leap(self, leaps: Leaps, meter: Meter) -> bool:
+        """Leap from the best program, and descend, until nothing comes of it for some time; whether anything did."""
+        state, vain, better = leaps.state, 0, False
+        while vain < self.leaps and not meter.exhausted:
+            start = state.snapshot()
+            landed = leaps.landed(meter)
+            vain += 1
+            if landed is None or landed.cost > start.cost * (1 + self.slack):
+                continue
+            state.restore(landed)
+            meter.improved(state.cost)
+            if state.ledger is not None or state.cost < start.cost - state.rules.epsilon:
+                self.steepest(state, meter)
+            if state.cost < start.cost - state.rules.epsilon:
+                vain, better = 0, True
+            else:
+                state.restore(start)
+        return better
+
+    def steepest(self, state: State, meter: Meter) -> None:
         """The move that lowers the cost most, again and again."""
         while True:
             a = -1

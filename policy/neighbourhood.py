@@ -12,7 +12,7 @@ from .problem import Part, Problem, Reduction
 SMALLEST, FIRST = 20, 100
 """E-nodes of a neighbourhood at least, and of the first one."""
 
-NODES = 200
+NODES = 50
 """Branch-and-bound nodes after which a neighbourhood is too large."""
 
 GROWTH, CUT = 1.15, 0.7

@@ -233,6 +233,27 @@ class State:
     def snapshot(self) -> Snapshot:
         return Snapshot(list(self.choice), list(self.refs), self.cost, self.bytes, self.key)
 
+    def snapshot_of(self, selection: Selection) -> Snapshot:
+        """Any program of the space as a snapshot."""
+        r = self.rules
+        choice = [i if i >= 0 else j for i, j in zip(selection.choice.tolist(), self.choice, strict=True)]
+        refs = [0] * len(choice)
+        cost = size = 0.0
+        key = 0
+        stack = list(r.root_classes)
+        while stack:
+            c = stack.pop()
+            refs[c] += 1
+            if refs[c] > 1:
+                continue
+            if r.const[c]:
+                size += r.size[c]
+                continue
+            cost += r.paid[choice[c]]
+            key ^= r.keys[choice[c]]
+            stack.extend(r.kids[choice[c]])
+        return Snapshot(choice, refs, r.cost.total(selection) if self.ledger is not None else cost, size, key)
+
     def restore(self, to: Snapshot) -> None:
         kids, fused = self.rules.kids, self.ledger is not None
         changed: set[int] = set()

@@ -1,0 +1,69 @@
+"""The best of the classical extractors within a budget: climbing, then integer programming from what that found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .base import Budget, Extraction, Trace
+from .climb import Climb
+from .ilp import ILP
+
+if TYPE_CHECKING:
+    from ..cost.base import Cost
+    from ..egraph.space import SearchSpace
+
+CLIMB = 0.3
+"""Share of the budget for climbing where the cost is a sum, so that something can be proved."""
+
+SUM, HALF = 0.2, 0.5
+"""Shares where it is not: of the whole for the cheapest sum, of the rest for climbing from the input."""
+
+
+class Saturation:
+    """Climb from the input, then ILP from there.
+
+    Under a cost of fused kernels, which is no sum: climb from the input, and from the program with the cheapest sum.
+    `extras` as those of ILP.
+    """
+
+    name = "saturation"
+
+    def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
+        if cost.ledger([], []) is None:
+            first = Climb().extract(space, cost, _share(budget, CLIMB), rng)
+            second = ILP(first.selection).extract(space, cost, _rest(budget, first.trace), rng)
+            return self._joined([first, second], second.stop_reason, second.extras)
+        sums = ILP().extract(space, cost, _share(budget, SUM), rng)
+        rest = _rest(budget, sums.trace)
+        near = Climb().extract(space, cost, _share(rest, HALF), rng)
+        far = Climb(start=sums.selection).extract(space, cost, _rest(rest, near.trace), rng)
+        return self._joined([sums, near, far], far.stop_reason, sums.extras)
+
+    def _joined(self, found: Sequence[Extraction], reason: str, extras: Mapping[str, Any]) -> Extraction:
+        """The best of these, with the traces one after the other."""
+        trace = Trace()
+        for one in found:
+            for n, seconds, ms in one.trace.points:
+                if ms < trace.best_after(1 << 62):
+                    trace.points.append((n + trace.evaluations, seconds + trace.seconds, ms))
+            trace.evaluations += one.trace.evaluations
+            trace.seconds += one.trace.seconds
+        best = min(found, key=lambda e: e.cost)
+        return Extraction(best.selection, best.cost, trace, reason, self.name, extras)
+
+
+def _share(budget: Budget, share: float) -> Budget:
+    return Budget(
+        None if budget.seconds is None else share * budget.seconds,
+        None if budget.steps is None else max(1, int(share * budget.steps)),
+    )
+
+
+def _rest(budget: Budget, spent: Trace) -> Budget:
+    return Budget(
+        None if budget.seconds is None else max(0.0, budget.seconds - spent.seconds),
+        None if budget.steps is None else max(1, budget.steps - spent.evaluations),
+    )
