@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from .cost.base import Cost
     from .egraph.space import SearchSpace, Selection
+    from .policy.base import Extraction
 
 
 @dataclass(frozen=True)
@@ -163,3 +164,25 @@ def rule_account(space: SearchSpace, selection: Selection | None) -> dict[str, d
         name: {**asdict(s), "refused": dict(s.refused), "chosen": chosen[name]}
         for name, s in space.report.rules.items()
     }
+
+
+def extraction_record(found: Extraction) -> dict[str, Any]:
+    """How an extraction came about, for JSON."""
+    record: dict[str, Any] = {
+        "extractor": found.extractor,
+        "stop_reason": found.stop_reason,
+        "evaluations": found.trace.evaluations,
+        "trace": [list(point) for point in found.trace.points],
+    }
+    return record | {key: found.extras[key] for key in ("lower_bound", "gap", "proof") if key in found.extras}
+
+
+def proof(record: Mapping[str, Any]) -> str:
+    """What the extraction of this record proved, in words; "" if it is of an extractor that proves nothing."""
+    if "proof" not in record:
+        return ""
+    if record["proof"] == "optimal":
+        return "proved: no program of the e-graph is cheaper"
+    if record["lower_bound"] is None:
+        return "not proved: " + record["proof"].removeprefix("none: ")
+    return f"not proved: none is below {record['lower_bound']:.6g}, a gap of {100 * record['gap']:.2g} %"

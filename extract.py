@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .options import Options
 
 EPILOG = """exit codes: 0 done (also when the original is returned because nothing was faster), 2 bad input or usage,
 3 verification failed (the original is written, the guilty rule named), 4 target not available"""
@@ -32,19 +35,20 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(
         "xrlflow.extract", description="Make an ONNX model faster without changing what it computes.", epilog=EPILOG
     )
-    p.add_argument("model", metavar="MODEL", help="the ONNX file to optimise")
+    p.add_argument(
+        "model", metavar="MODEL", help="the ONNX file to optimise; or an e-graph, as egraph-serialize JSON (FILE.json)"
+    )
     p.add_argument("-o", "--output", metavar="OUT", help="where to write the result; without it nothing is written")
     p.add_argument(
         "--method",
         default="auto",
         metavar="METHOD",
-        help="auto, rl, saturation, greedy, greedy-group, random or original (default: %(default)s)",
+        help="auto, rl, saturation, greedy, greedy-group, beam, mcts, random or original (default: %(default)s)",
     )
     p.add_argument(
         "--extractor",
-        default="climb",
         metavar="NAME",
-        help="what the method saturation extracts with: climb or tree (default: %(default)s)",
+        help="what the method saturation extracts with: climb, ilp, dag or tree (default: climb, then ilp from there)",
     )
     p.add_argument(
         "--target",
@@ -131,6 +135,11 @@ def parser() -> argparse.ArgumentParser:
     add_tracker(p)
     p.add_argument("--json", metavar="FILE", help="write the run's record there")
     p.add_argument(
+        "--save-egraph",
+        metavar="FILE.json",
+        help="write the e-graph and the cost of each e-node there, as egraph-serialize JSON",
+    )
+    p.add_argument(
         "--replay",
         metavar="RUN.json",
         help="write what the run of this record found, without searching or measuring; verified again",
@@ -173,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     from .pipeline import Run
     from .result import check_writable
 
-    for path in (args.output, args.json):
+    for path in (args.output, args.json, args.save_egraph):
         if path is not None:
             check_writable(path)
             if os.path.exists(path) and os.path.exists(args.model):
@@ -188,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
         shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses, provider=args.provider,
         level=args.level, tracker=args.tracker, key=args.key,
     )  # fmt: skip
+    if args.model.endswith(".json"):
+        return run_egraph(args, options)
     if args.replay is not None:
         from .replay import replay
 
@@ -198,11 +209,31 @@ def run(args: argparse.Namespace) -> int:
         result.save(args.output)
     if args.json is not None:
         result.save_report(args.json)
+    if args.save_egraph is not None:
+        result.save_egraph(args.save_egraph)
     if not args.quiet:
         print(result)
     elif result.exit_code:
         print(f"xrlflow.extract: {result.outcome}", file=sys.stderr)
     return result.exit_code
+
+
+def run_egraph(args: argparse.Namespace, options: Options) -> int:
+    """Extract from an e-graph that somebody else made."""
+    import json
+
+    from .foreign import extract_egraph, summary
+    from .result import write_file
+
+    for flag, value in (("-o", args.output), ("--replay", args.replay), ("--save-egraph", args.save_egraph)):
+        if value is not None:
+            raise UserError(f"{flag} is for models; what is chosen of an e-graph is written by --json")
+    record = extract_egraph(args.model, options)
+    if args.json is not None:
+        write_file(args.json, (json.dumps(record, indent=2) + "\n").encode())
+    if not args.quiet:
+        print(summary(record))
+    return 0
 
 
 def check_distinct(args: argparse.Namespace) -> None:
@@ -213,7 +244,7 @@ def check_distinct(args: argparse.Namespace) -> None:
     read = [("MODEL", args.model), ("--inputs", args.inputs), ("--policy", args.policy), ("--replay", args.replay)]
     read += [("--custom-ops", library) for library in args.custom_ops]
     named = [(what, os.path.realpath(path)) for what, path in read if path is not None]
-    for what, path in (("-o", args.output), ("--json", args.json)):
+    for what, path in (("-o", args.output), ("--json", args.json), ("--save-egraph", args.save_egraph)):
         if path is None:
             continue
         for other, taken in named:

@@ -9,16 +9,16 @@ from typing import Any
 
 from .errors import UserError
 
-METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "random", "original")
-EXTRACTORS = ("climb", "tree")
+METHODS = ("auto", "rl", "saturation", "greedy", "greedy-group", "beam", "mcts", "random", "original")
+EXTRACTORS = ("climb", "ilp", "dag", "tree")
 
 
 @dataclass
 class Options:
     """What a run may be told.
 
-    method: how to choose; "auto" tries climbing and the policy and keeps the cheaper result.
-    extractor: what "saturation" extracts with.
+    method: how to choose; "auto" tries "saturation" and the policy and keeps the cheaper result.
+    extractor: what "saturation" extracts with; None climbs first, and integer programming goes on from there.
     target: llvm, cuda, onnxruntime or roofline:DEVICE; None takes cuda where a GPU is found, else llvm.
     cost: "fusion" (kernels as TVM fuses them, measured), "kernels" (each operator's own, measured), fusion:DEVICE or
     roofline:DEVICE; None takes fusion on llvm and cuda, kernels on onnxruntime, and the target itself if a roofline.
@@ -36,7 +36,7 @@ class Options:
     """
 
     method: str = "auto"
-    extractor: str = "climb"
+    extractor: str | None = None
     target: str | None = None
     cost: str | None = None
     budget: float = 120.0
@@ -65,7 +65,7 @@ class Options:
         """Raises `UserError` for a value that makes no sense."""
         if self.method not in METHODS:
             raise UserError(f"unknown method {self.method!r}: give one of {', '.join(METHODS)}")
-        if self.extractor not in EXTRACTORS:
+        if self.extractor is not None and self.extractor not in EXTRACTORS:
             raise UserError(f"unknown extractor {self.extractor!r}: give one of {', '.join(EXTRACTORS)}")
         for name, least in (
             ("budget", 1e-9),

@@ -78,7 +78,7 @@ def extract(
             cost = cost_model(find_target(target, 1), None, Options(), seconds or 60.0, None)
         cost = bind(cost, space, max_weight_growth)
         refine(cost, seconds or 60.0, seed)
-    chosen = extractor("climb" if method == "saturation" else method, **options)
+    chosen = extractor(method, **options)
     return chosen.extract(space, cost, Budget(seconds, steps), np.random.default_rng(seed))
 
 
@@ -314,9 +314,8 @@ class Run:
         from .policy.base import Budget, extractor
 
         options = self.options
-        names = {"auto": [options.extractor, "rl"], "saturation": [options.extractor]}.get(
-            options.method, [options.method]
-        )
+        classical = options.extractor or "saturation"
+        names = {"auto": [classical, "rl"], "saturation": [classical]}.get(options.method, [options.method])
         share = self.share("extract")
         found: list[Extraction] = []
         for name in names:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 DEFAULTS = {"llvm": "fusion", "cuda": "fusion"}
 """The cost of a target that is measured, unless another is asked for; "kernels" for those that are not here."""
 
-LOOKS = 2000
-"""Cost evaluations with which the next kernels to time are looked for."""
+LOOKS, LOOK = 2000, 10.0
+"""Cost evaluations with which the next kernels to time are looked for, and seconds."""
 
 
 def cost_model(
@@ -54,7 +54,7 @@ def cost_model(
 
 
 def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
-    """Time the kernels of what climbing finds, and climb again by what they took, until that asks for no new ones.
+    """Time the kernels of what a search finds, and search again by what they took, until that asks for no new ones.
 
     So of all kernels that a space could lead to only those are timed on which the choice hangs. Those of the input and
     of what is found in the end are timed once more, together. Does nothing for a cost without timed kernels.
@@ -67,7 +67,8 @@ def refine(cost: Cost, seconds: float, seed: int = 0) -> None:
         return
     deadline, model = time.monotonic() + seconds, cost.model
     while time.monotonic() < deadline:
-        found = extractor("climb").extract(cost.space, cost, Budget(None, LOOKS), np.random.default_rng(seed))
+        budget = Budget(min(LOOK, deadline - time.monotonic()), LOOKS)
+        found = extractor("saturation").extract(cost.space, cost, budget, np.random.default_rng(seed))
         left = deadline - time.monotonic()
         if left <= 0:
             break

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import misses
-from .account import Substitution, as_json, rule_account
+from .account import Substitution, as_json, extraction_record, proof, rule_account
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -149,13 +149,7 @@ class Result:
             before, after = self.predicted
             record["cost"] = {"model": self.cost.name, "original": before, "optimized": after}
         if extraction is not None:
-            points = extraction.trace.points
-            record["extraction"] = {
-                "extractor": extraction.extractor,
-                "stop_reason": extraction.stop_reason,
-                "considered": self.considered,
-                "trace": [[n, s, c] for n, s, c in points],
-            }
+            record["extraction"] = extraction_record(extraction) | {"considered": self.considered}
         if self.verdict is not None:
             v = self.verdict
             record["latency"] = {
@@ -193,6 +187,14 @@ class Result:
         """Write `report` as JSON."""
         write_file(path, (json.dumps(self.report, indent=2) + "\n").encode())
 
+    def save_egraph(self, path: str | os.PathLike[str]) -> None:
+        """Write the search space and its costs as egraph-serialize JSON. Raises `UserError` if there is none."""
+        from .egraph.serialized import serialized
+
+        if self.space is None or self.cost is None:
+            raise UserError("there is no e-graph to write: nothing was searched")
+        write_file(path, json.dumps(serialized(self.space, self.cost.prices)).encode())
+
     def lines(self) -> list[str]:
         """The account in words."""
         from .lowering.quantisation import quantised
@@ -216,6 +218,8 @@ class Result:
                 f"{self.extraction.extractor}: {before:.4g} → {after:.4g} ms predicted by {self.cost.name} "
                 f"({self.extraction.stop_reason})"
             )
+            if proved := proof(extraction_record(self.extraction)):
+                out.append(f"  {proved}")
         out.extend(f"  {s}" for s in self.substitutions)
         if self.verification is not None:
             out.append(f"verification {self.verification}")

@@ -220,7 +220,7 @@ class Formulation:
         import highspy
 
         scale = self._scale(start)
-        h = highspy.Highs()
+        h = _solver()
         options = {
             "output_flag": False, "threads": 1, "random_seed": 0, "time_limit": max(0.01, float(seconds)),
             "mip_rel_gap": 0.0, "mip_abs_gap": 1e-6,
@@ -274,3 +274,30 @@ class Formulation:
             kinds = [h.HighsVarType.kInteger] * len(self.x)
             model.integrality_ = kinds + [h.HighsVarType.kContinuous] * (len(self.costs) - len(self.x))
         return model
+
+
+def _solver() -> highspy.Highs:
+    """A new solver. The first one of a process prints a banner to standard output, which is caught here."""
+    import ctypes
+    import os
+    import sys
+
+    import highspy
+
+    if _banner_seen:
+        return highspy.Highs()
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        made = highspy.Highs()
+        ctypes.CDLL(None).fflush(None)  # what C has buffered goes where it was meant to go
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+    _banner_seen.append(True)
+    return made
+
+
+_banner_seen: list[bool] = []

@@ -430,7 +430,7 @@ def test_the_account_of_auto_speaks_of_the_candidate_judged_last(
     result = xrlflow.optimize(
         models["bert-tiny"], method="auto", target="onnxruntime", cost="roofline:a100", max_steps=300
     )
-    assert [c["extractor"] for c in result.considered] == ["climb", "rl"]
+    assert [c["extractor"] for c in result.considered] == ["saturation", "rl"]
     assert "slower" in result.considered[0]["outcome"]
     assert "nothing cheaper" in result.considered[1]["outcome"]
     assert result.verdict is None and result.verification is None and not result.substitutions

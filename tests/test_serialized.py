@@ -37,14 +37,14 @@ def shared(tmp_path: Path) -> Path:
 
 
 def test_the_space_holds_what_the_file_holds(shared: Path) -> None:
-    space, costs = read_egraph(shared)
+    space, costs, *_ = read_egraph(shared)
     assert (space.n_nodes, space.n_classes) == (7, 4)
     assert costs.sum() == 18
     assert [space.ops[i] for i in space.selected(space.original)] == ["g", "f", "pair"]
 
 
 def test_climbing_finds_the_shared_subterm_that_trees_miss(shared: Path) -> None:
-    space, costs = read_egraph(shared)
+    space, costs, *_ = read_egraph(shared)
     cost = Cost(space, costs, "file", growth_limit=1.0)
     budget = Budget(steps=200)
     tree, climb = (extractor(n).extract(space, cost, budget, np.random.default_rng(0)) for n in ("tree", "climb"))
