@@ -49,8 +49,6 @@ class Beam:
                     after = here.cost + float(state.delta[a])
                     if key not in seen and (key not in found or after < found[key][0]):
                         found[key] = after, here, a
-                if meter.exhausted:
-                    break
             beam = []
             for _, here, a in sorted(found.values(), key=lambda item: item[0]):
                 if len(beam) == self.width:

@@ -152,7 +152,7 @@ class Climb:
     def _leap(self, leaps: Leaps, meter: Meter) -> bool:
         """Leap from the best program, and descend, until nothing comes of it for some time; whether anything did."""
         state, vain, better = leaps.state, 0, False
-        while vain < self.leaps and not meter.exhausted:
+        while vain < self.leaps and leaps.odds.any() and not meter.exhausted:
             start = state.snapshot()
             landed = leaps.landed(meter)
             vain += 1

@@ -70,7 +70,7 @@ class _Greedy:
         }
         self.options = options
         roots = [c for c in space.roots.tolist() if not self.free[c]]
-        self.forced = forced_near(roots, options, self.paying)
+        self.forced = forced_near(roots, options, dict(enumerate(self.paying)))
         self.best = self._settle(choice)
         best = self._cost(self.best)
         for _ in range(PASSES):

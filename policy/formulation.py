@@ -136,7 +136,8 @@ class Formulation:
                         self.z[k] = self._column()
                     self._row(-INFINITY, 0.0, (column, 1.0), (self.z[k], -1.0))
         rest = p.limit - sum(p.size(k) for k in p.held)
-        self._row(-INFINITY, 1.0, *((column, p.size(k) / rest) for k, column in self.z.items()))
+        unit = max(1.0, rest)
+        self._row(-INFINITY, rest / unit, *((column, p.size(k) / unit) for k, column in self.z.items()))
 
     def _flow(self, top: int, onto: Mapping[int, int]) -> dict[int, int]:
         part = self.part

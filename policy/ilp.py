@@ -120,7 +120,7 @@ class _Search:
         for share in BYTES:
             if self.legal or self.proved or self.meter.exhausted:
                 break
-            self.solve(Problem(self.space, self.cost, per_byte=share * self.best_ms / self.cost.weight_limit))
+            self.solve(Problem(self.space, self.cost, per_byte=share * self.best_ms / max(1.0, self.cost.weight_limit)))
         if not (self.proved or self.meter.exhausted):
             self.solve(Problem(self.space, self.cost, weighted=True))
         self.reason = "optimal" if self.proved else self.meter.reason if self.meter.exhausted else "no better near"

@@ -27,21 +27,25 @@ class Leaps:
         self.reduction = Reduction(self.problem, dominate=not self.fused)
         parts = self.reduction.parts
         self.near = [Neighbourhoods(self.problem, part, rng) for part in parts]
-        sizes = np.array([float(part.enodes) for part in parts])
-        self.odds = sizes / sizes.sum() if len(sizes) else sizes
+        self.odds = np.array([float(part.enodes) for part in parts])
+        """How often each part is leapt in; 0 once all of it was chosen at once, by a sum that says all."""
 
     def landed(self, meter: Meter) -> Snapshot | None:
         """Where a leap from here leads; None if it leads nowhere else."""
-        if not self.near:
+        if not self.odds.any():
             return None
         state, problem = self.state, self.problem
-        near = self.near[int(self.rng.choice(len(self.near), p=self.odds))]
+        number = int(self.rng.choice(len(self.near), p=self.odds / self.odds.sum()))
+        near = self.near[number]
         live = {c: i for c, i in enumerate(state.choice) if state.refs[c] and not state.rules.const[c]}
         here = self.reduction.translated(live)
         if self.fused:
             problem.price = list(self.price * np.exp(self.shake * self.rng.standard_normal(len(self.price))))
+        all_of_it, size = near.whole, near.size
         found, spent = near.step({c: here[c] for c in near.part.classes if c in here}, meter.left, NODES)
         meter.evaluations += spent
+        if all_of_it and near.size > size and not self.fused:
+            self.odds[number] = 0.0
         whole = {**live, **found}
         try:
             landed = state.snapshot_of(problem.selection(whole))

@@ -18,7 +18,7 @@ from xrlflow.policy.state import State
 from xrlflow.policy.substitution import Substitutions
 from xrlflow.policy.tree import tree_costs
 
-CLASSICAL = ("original", "tree", "climb", "greedy", "greedy-group", "random")
+CLASSICAL = tuple(n for n in names() if n != "rl")
 
 
 def random_space(seed, classes=12, extra=14):
@@ -163,9 +163,39 @@ def test_every_result_is_legal_and_priced_right(name, seed):
     assert cost.legal(found.selection)
     assert space.selection(found.selection.choice) == found.selection
     assert found.trace.points[-1][2] == pytest.approx(found.cost)
-    if name != "tree":
+    if name not in ("tree", "dag"):
         assert found.cost <= cost.total(space.original) + 1e-9
-    assert found.cost >= optimum(space, cost) - 1e-9
+    best = optimum(space, cost)
+    assert found.cost >= best - 1e-9
+    if name in ("ilp", "saturation"):
+        assert found.cost == pytest.approx(best)
+        assert found.extras["lower_bound"] <= best + 1e-9
+
+
+def test_exact_extraction_keeps_the_limit_on_weights(monkeypatch):
+    """The optimum within the limit is found and proved, whether or not the limit binds."""
+    monkeypatch.setattr("xrlflow.cost.base.WEIGHT_SLACK", 0.0)
+    for seed in range(40):
+        space, cost = random_space(seed)
+        cost = replace(cost, growth_limit=1.0)
+        found = extractor("ilp").extract(space, cost, Budget(), np.random.default_rng(0))
+        assert found.cost == pytest.approx(optimum(space, cost)), seed
+        assert found.extras["proof"] == "optimal", seed
+
+
+def test_where_the_limit_on_weights_binds():
+    """On spaces with folds that grow the weights: proved, never dearer than climbing, dearer than without a limit."""
+    binding = 0
+    for seed in range(12):
+        space = puzzle(np.random.default_rng(seed), 4)
+        tight, loose = (bind(roofline("a100"), space, growth) for growth in (1.0, 100.0))
+        exact, free = (extractor("ilp").extract(space, c, Budget(), np.random.default_rng(0)) for c in (tight, loose))
+        climbed = extractor("climb").extract(space, tight, Budget(steps=2000), np.random.default_rng(0))
+        assert exact.extras["proof"] == free.extras["proof"] == "optimal"
+        assert tight.legal(exact.selection)
+        assert exact.cost <= climbed.cost * (1 + 1e-9)
+        binding += free.cost < exact.cost * (1 - 1e-9)
+    assert binding >= 3
 
 
 def test_climb_finds_the_optimum_of_small_spaces():
