@@ -38,7 +38,7 @@ class Serialized(NamedTuple):
         return {self.classes[c]: self.nodes[i] for c, i in enumerate(selection.choice.tolist()) if i >= 0}
 
 
-class _Malformed(Exception):
+class Malformed(ValueError):
     """What is wrong, where."""
 
 
@@ -57,17 +57,18 @@ def read_egraph(path: str | os.PathLike[str]) -> Serialized:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: is no egraph-serialize JSON ({type(error).__name__}: {error})") from None
     try:
-        return _serialized(document)
-    except _Malformed as error:
+        return parsed(document)
+    except Malformed as error:
         raise UserError(f"{name}: is no egraph-serialize JSON: {error}") from None
 
 
-def _serialized(document: Any) -> Serialized:
+def parsed(document: Any) -> Serialized:
+    """The search space that this JSON value describes."""
     if not isinstance(document, dict) or not isinstance(document.get("nodes"), dict):
-        raise _Malformed('it has no object "nodes"')
+        raise Malformed('it has no object "nodes"')
     roots = document.get("root_eclasses")
     if not isinstance(roots, list) or not roots:
-        raise _Malformed('"root_eclasses" names no class')
+        raise Malformed('"root_eclasses" names no class')
     nodes: dict[str, tuple[str, list[str], str, float]] = {}
     for key, node in document["nodes"].items():
         if not (isinstance(node, dict) and node.get("subsumed") is True):
@@ -75,7 +76,7 @@ def _serialized(document: Any) -> Serialized:
     classes = {c: k for k, c in enumerate(dict.fromkeys(home for _, _, home, _ in nodes.values()))}
     for root in roots:
         if str(root) not in classes:
-            raise _Malformed(f"root class {root!r} has no node")
+            raise Malformed(f"root class {root!r} has no node")
     order = sorted(nodes, key=lambda i: classes[nodes[i][2]])  # stable: as in the file within a class
     home = [classes[nodes[i][2]] for i in order]
     children = []
@@ -83,14 +84,14 @@ def _serialized(document: Any) -> Serialized:
         for k in nodes[i][1]:
             if k not in nodes:
                 gone = k in document["nodes"]
-                raise _Malformed(f"node {i!r} has child {k!r}, which is {'subsumed' if gone else 'not there'}")
+                raise Malformed(f"node {i!r} has child {k!r}, which is {'subsumed' if gone else 'not there'}")
         children.append([classes[nodes[k][2]] for k in nodes[i][1]])
     costs = np.array([nodes[i][3] for i in order])
     choice = np.array(bottom_up(home, children, costs, len(classes)), dtype=np.int32)
     numbers = np.array([classes[str(c)] for c in roots], dtype=np.int32)
     for root, c in zip(roots, numbers.tolist(), strict=True):
         if choice[c] < 0:
-            raise _Malformed(f"root class {root!r} has no finite term: each of its nodes needs itself")
+            raise Malformed(f"root class {root!r} has no finite term: each of its nodes needs itself")
     unknown = TensorType(None, "undefined")
     space = SearchSpace(
         ops=tuple(nodes[i][0] for i in order),
@@ -116,12 +117,12 @@ def _serialized(document: Any) -> Serialized:
 def _node(key: str, node: Any) -> tuple[str, list[str], str, float]:
     """Operator, children, class and cost of a node."""
     if not isinstance(node, dict) or "op" not in node or "eclass" not in node:
-        raise _Malformed(f'node {key!r} is no object with "op" and "eclass"')
+        raise Malformed(f'node {key!r} is no object with "op" and "eclass"')
     children, cost = node.get("children", []), node.get("cost", 1.0)
     if not isinstance(children, list):
-        raise _Malformed(f'node {key!r}: "children" is no list')
+        raise Malformed(f'node {key!r}: "children" is no list')
     if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not (math.isfinite(cost) and cost >= 0):
-        raise _Malformed(f"node {key!r}: its cost is {cost!r}, not a number from 0 up")
+        raise Malformed(f"node {key!r}: its cost is {cost!r}, not a number from 0 up")
     return str(node["op"]), [str(k) for k in children], str(node["eclass"]), float(cost)
 
 

@@ -37,7 +37,7 @@ class Climb:
     standard deviation of the logarithm by which prices are shaken for them. patience: how many rounds in a row may
     bring nothing, each twice as long as the one before, until it stops although budget remains. chunk: moves looked at
     before a descent takes the best of them; with fewer moves it is steepest descent. start: a legal program to start
-    from instead of the input.
+    from instead of the input. group: whether moves are grouped or single sites.
     """
 
     name = "climb"
@@ -56,15 +56,17 @@ class Climb:
         leaps: int = 40,
         shake: float = 0.3,
         start: Selection | None = None,
+        group: bool = True,
     ) -> None:
         self.heat, self.cooling, self.sweeps, self.patience, self.chunk = heat, cooling, sweeps, patience, chunk
         self.sideways = sideways
         self.chains, self.links, self.slack = chains, links, slack
         self.leaps, self.shake, self.start = leaps, shake, start
+        self.group = group
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
-        state = State(Substitutions(space, cost))
+        state = State(Substitutions(space, cost, self.group))
         rules, failures = state.rules, 0
         if self.start is not None:
             state.restore(state.snapshot_of(self.start))

@@ -48,9 +48,9 @@ def tangle(seed: int) -> tuple[SearchSpace, Cost]:
             nodes[f"{c}.{k}"] = {"op": f"f{k}", "eclass": str(c), "cost": cost, "children": [f"{x}.0" for x in own]}
     roots = {str(n - 1), str(int(rng.integers(0, n)))}
     document = {"nodes": nodes, "root_eclasses": sorted(roots)}
-    from xrlflow.egraph.serialized import _serialized
+    from xrlflow.egraph.serialized import parsed
 
-    space, costs, *_ = _serialized(document)
+    space, costs, *_ = parsed(document)
     return space, Cost(space, costs, "file")
 
 

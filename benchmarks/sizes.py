@@ -1,0 +1,123 @@
+"""How extraction grows with the e-graph: `benchmarks/results/sizes.md`, `sizes.json` and `sizes.png`.
+
+    python benchmarks/sizes.py [--enodes 1000 3000 10000 30000 100000]
+
+E-graphs of models of the zoo that come in any size, saturated with all rules: a decoder whose layers are all alike, and
+random cells of which no two are. Each run is a process of its own. `tree` and `dag` run to their end; `climb` has so
+many seconds, and what counts is when it was within 0.1 % of where it ended: its plateau. Memory is the most that the
+process held, saturation included, and what extraction added to that. Needs matplotlib (the `notebooks` extra).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from exports import ROOT, processor, write
+
+RESULTS = ROOT / "benchmarks" / "results"
+ENODES_PER_OPERATOR = {"deep-decoder": 6.5, "nas-cells": 6.3}
+EXTRACTORS = ("tree", "dag", "climb")
+DEVICE = "epyc-1t"
+PLATEAU = 1e-3
+
+
+def measured(name: str, operators: int, method: str, seconds: float) -> dict[str, Any]:
+    """One run, in this process."""
+    import numpy as np
+
+    from xrlflow import load, saturate, zoo
+    from xrlflow.cost.base import bind
+    from xrlflow.cost.roofline import roofline
+    from xrlflow.policy.base import Budget, extractor
+
+    space = saturate(load(zoo.build(name, operators=operators).SerializeToString()), max_enodes=1_000_000)
+    cost = bind(roofline(DEVICE), space)
+    chosen = extractor(method)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    found = chosen.extract(space, cost, Budget(seconds), np.random.default_rng(0))
+    took = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plateau = next(s for _, s, ms in found.trace.points if ms <= found.cost * (1 + PLATEAU))
+    return {
+        "model": name, "operators": operators, "enodes": space.n_nodes, "extractor": method,
+        "seconds": plateau if method == "climb" else took, "ran": took, "saved": 1 - found.cost / cost.before,
+        "mib": peak / 1024, "added": (peak - before) / 1024,
+    }  # fmt: skip
+
+
+def report(records: list[dict[str, Any]]) -> str:
+    command = shlex.join(["python", "benchmarks/sizes.py", *sys.argv[1:]])
+    lines = [
+        "# How extraction grows with the e-graph",
+        f"\n    {command}\n",
+        f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; one thread; roofline:{DEVICE}. Seconds: of `climb`, until it",
+        "was within 0.1 % of what it had in the end. MiB: the most that the process held, and what extraction added.\n",
+        "![seconds against e-nodes](sizes.png)\n",
+        "| model | e-nodes | extractor | s | ran, s | saved | MiB | added |",
+        "|---|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {r['model']} | {r['enodes']} | {r['extractor']} | {r['seconds']:.2f} | {r['ran']:.2f} "
+        f"| {100 * r['saved']:.1f} % | {r['mib']:.0f} | {r['added']:.0f} |"
+        for r in records
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(records: list[dict[str, Any]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for model, style in zip(ENODES_PER_OPERATOR, ("-o", "--s"), strict=True):
+        for method, colour in zip(EXTRACTORS, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+            own = [r for r in records if (r["model"], r["extractor"]) == (model, method)]
+            label = f"{method}, {model}"
+            axes.plot([r["enodes"] for r in own], [r["seconds"] for r in own], style, color=colour, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="e-nodes", ylabel="seconds (climb: to its plateau)")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(RESULTS / "sizes.png", dpi=120)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--enodes", nargs="+", type=int, default=[1000, 3000, 10000, 30000, 100000])
+    parser.add_argument("--models", nargs="+", default=list(ENODES_PER_OPERATOR), choices=list(ENODES_PER_OPERATOR))
+    parser.add_argument("--seconds", type=float, default=30.0, help="of climb")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        model, operators, method = options.one
+        print(json.dumps(measured(model, int(operators), method, options.seconds)))
+        return 0
+    records: list[dict[str, Any]] = []
+    for model in options.models:
+        for enodes in options.enodes:
+            for method in EXTRACTORS:
+                operators = str(round(enodes / ENODES_PER_OPERATOR[model]))
+                command = [sys.executable, __file__, "--one", model, operators, method]
+                command += ["--seconds", str(options.seconds)]
+                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                records.append(json.loads(out.splitlines()[-1]))
+                print(records[-1], flush=True)
+                write(RESULTS / "sizes.json", json.dumps(records, indent=0))
+                write(RESULTS / "sizes.md", report(records))
+    plot(records)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
