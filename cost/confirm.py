@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
 
-MOST_BLOCKS = 12
+MOST_BLOCKS = 24
 """Blocks and controls together that are run at most where the verdict is not clear."""
 
 LOSSES = 3

@@ -5,9 +5,9 @@ the median at all times with 99 %, so that one may look after each block and sto
 while it is not. It inverts a bet against "half of the ratios lie above m": the wealth of a gambler whose stakes are
 those of Krichevsky and Trofimov (1981) ever passes 100 with a probability of at most 1 % if that is true (Ville 1939;
 Howard and Ramdas, Sequential estimation of quantiles, Bernoulli 2022). Rounds share their process, whose memory layout
-is luck that lasts: hence several blocks, all of which must agree, and control blocks of the original against itself
-(A/A). From these it is told how far off the mean of so many blocks may be by luck, which the interval has to clear, and
-`MARGIN` at least.
+is luck that lasts: hence several blocks, and control blocks of the original against itself (A/A). From how much blocks
+differ among themselves, and controls from 1, it is told how far off the mean of so many blocks may be by luck. A
+difference counts if the interval clears `MARGIN`, and the mean that luck as well.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import numpy as np
 MARGIN = 0.01
 """Least gain that counts: differences below 1 % are a tie however sure they are."""
 
-LUCK = 2.2
-"""So many standard deviations, told from the controls, the mean of the blocks must lie from 1."""
+LUCK = 2.58
+"""So many standard errors the mean of the blocks must lie from 1, if luck were known exactly; Student's quantile of the
+same probability takes into account from how few blocks it is told."""
 
 LEVEL = 0.99
 """Level of the interval."""
@@ -36,7 +37,7 @@ class Verdict:
 
     original_ms, optimized_ms: medians; None when nothing was measured (identical programs, or a failure).
     speedup: median of original/optimised per round; ci_low, ci_high: its interval at level `LEVEL`.
-    verdict: "faster" and "slower" only beyond the interval and the margin; else "tie".
+    verdict: "faster" and "slower" only if the interval clears the least margin, and the mean what luck may do.
     judge: False where the figures are no judge of the models, because kernels are not tuned; `reason` then says so.
     settings: pipeline, tuning, threads, rounds, controls.
     """
@@ -97,31 +98,52 @@ def decide(
     """(speed-up, low, high, verdict, margin used) from the ratios original/candidate of each block.
 
     controls: ratios of blocks in which both sides were the original. One or none says little about luck: twice what it
-    deviates is the margin then.
+    deviates is the margin then. Of more, luck is told from by how much they are off 1, and blocks off their mean.
     """
     ratios = np.concatenate([np.asarray(b, float) for b in blocks])
     low, high = median_interval(ratios)
-    deviations = [abs(math.log(statistics.median(c))) for c in controls if len(c)]
-    if len(deviations) < 2:
-        used = 2 * max([math.log1p(margin), *deviations])
-    else:
-        luck = LUCK * math.sqrt(statistics.fmean(d * d for d in deviations) / min(len(deviations), len(blocks)))
-        used = max(math.log1p(margin), luck)
     medians = [statistics.median(b) for b in blocks]
+    off = [math.log(statistics.median(c)) for c in controls if len(c)]
+    if len(off) < 2:
+        used = 2 * max([math.log1p(margin), *map(abs, off)])
+    else:
+        logs = [math.log(m) for m in medians]
+        mean = statistics.fmean(logs)
+        squares = sum(d * d for d in off) + sum((x - mean) ** 2 for x in logs)
+        freedom = len(off) + len(logs) - 1
+        luck = student(freedom) * math.sqrt(squares / freedom / len(logs))
+        used = max(math.log1p(margin), luck)
+    least = used if len(off) < 2 else math.log1p(margin)
+    middle = math.log(float(np.median(ratios)))
+    mean = statistics.fmean(math.log(m) for m in medians)
     verdict: Literal["faster", "tie", "slower"] = "tie"
-    if math.log(max(low, 1e-12)) > used and min(medians) > 1.0:
+    sides = {m > 1.0 for m in medians}
+    if len(off) < 2 and len(sides) > 1:
+        pass  # too little is known of luck to overrule a block
+    elif math.log(max(low, 1e-12)) > least and min(middle, mean) > used:
         verdict = "faster"
-    elif math.log(high) < -used and max(medians) < 1.0:
+    elif math.log(high) < -least and max(middle, mean) < -used:
         verdict = "slower"
     return float(np.median(ratios)), low, high, verdict, math.expm1(used)
 
 
+def student(freedom: int) -> float:
+    """Student's quantile of the probability that `LUCK` has in a normal distribution (Fisher and Cornish 1960)."""
+    z, v = LUCK, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
 def settled(blocks: Sequence[Sequence[float]], controls: Sequence[Sequence[float]], margin: float = MARGIN) -> bool:
-    """Whether more rounds would hardly change the verdict: it is out, or the interval lies within the margin."""
+    """Whether more rounds would hardly change the verdict: it is out, or the interval lies within twice the margin."""
     if not blocks:
         return False
-    _, low, high, verdict, used = decide(blocks, controls, margin)
-    return verdict != "tie" or (low > 1.0 / (1.0 + used) and high < 1.0 + used)
+    _, low, high, verdict, _ = decide(blocks, controls, margin)
+    return verdict != "tie" or (low > 1.0 / (1.0 + 2 * margin) and high < 1.0 + 2 * margin)
 
 
 def rounds_of(

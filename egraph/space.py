@@ -157,12 +157,23 @@ class SearchSpace:
 
     def weight_bytes(self, selection: Selection | Sequence[int] | np.ndarray) -> float:
         """Bytes of the initializers that the exported graph holds: constant classes read by other ones, each once."""
-        choice = selection.choice if isinstance(selection, Selection) else selection
-        live: set[int] = {c for c in self.roots.tolist() if self.const[c]}
-        for c in self.topological(choice):
-            if not self.const[c]:
-                live.update(k for k in self.child_lists[int(choice[c])] if self.const[k])
-        return sum(self.types[c].bytes for c in live)
+        if not isinstance(selection, Selection):
+            selection = self.selection(selection)
+        readers, read, size = self._weights
+        taken = np.zeros(self.n_nodes, dtype=bool)
+        taken[selection.choice[selection.choice >= 0]] = True
+        live = np.zeros(self.n_classes, dtype=bool)
+        live[read[taken[readers]]] = True
+        live[self.roots] |= self.const[self.roots]
+        return float(size[live & self.const].sum())
+
+    @cached_property
+    def _weights(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """E-nodes of other classes that read constant ones, and which, pair by pair; bytes of each constant class."""
+        reader = np.repeat(np.arange(self.n_nodes), np.diff(self.child_ptr))
+        pairs = self.const[self.children] & ~self.const[self.node_class[reader]]
+        size = [t.bytes if k else 0.0 for t, k in zip(self.types, self.const.tolist(), strict=True)]
+        return reader[pairs], self.children[pairs], np.array(size, dtype=np.float64)
 
     def to_graph(self, selection: Selection) -> Graph:
         """The graph that a selection stands for. Constant expressions stay; `lowering.fold_constants` folds them."""

@@ -107,6 +107,10 @@ class Meter:
         """Why a search that ran until `exhausted` stopped."""
         return "out of steps" if self.evaluations >= self.limit else "out of time"
 
+    def affords(self, seconds: float) -> bool:
+        """Whether something that cannot be interrupted and takes about so long fits into what is left."""
+        return self.left >= seconds
+
     def improved(self, cost: float) -> bool:
         """Whether `cost` (ms) beats the best so far beyond rounding; if so it is noted in the trace."""
         if cost >= self.best - 1e-9 * max(1.0, abs(self.best)) * (self.best < math.inf):

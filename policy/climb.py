@@ -18,6 +18,7 @@ import numpy as np
 
 from .base import Budget, Extraction, Meter
 from .leaps import Leaps
+from .problem import REDUCING
 from .state import Snapshot, State
 from .substitution import Substitutions
 
@@ -77,7 +78,8 @@ class Climb:
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]
         length = max(1000, self.sweeps * len(rules))
-        leaps = Leaps(state, rng, self.shake) if self.leaps and sizes.size and not meter.exhausted else None
+        usable = self.leaps and sizes.size and meter.affords(2 * REDUCING * space.n_nodes)
+        leaps = Leaps(state, rng, self.shake) if usable and not meter.exhausted else None
         while sizes.size and failures < self.patience and not meter.exhausted:
             failures += 1
             if leaps is not None and self._leap(leaps, meter):

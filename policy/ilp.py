@@ -25,7 +25,7 @@ from .base import Budget, Extraction, Meter
 from .dag import sharing
 from .formulation import Formulation
 from .neighbourhood import Neighbourhoods
-from .problem import Part, Problem, Reduction
+from .problem import REDUCING, Part, Problem, Reduction
 from .tree import finite_prices, tree_costs
 
 if TYPE_CHECKING:
@@ -72,20 +72,12 @@ class ILP:
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
         search = _Search(space, cost, meter, rng)
-        for selection in (space.original, self.start, tree(space, cost), sharing(space, cost)):
-            if selection is not None:
-                meter.evaluations += 1
-                search.take(selection)
+        search.begin(self.start)
         search.run()
         total = cost.total(search.best)
         if search.fused:
             meter.improved(total)
         return Extraction(search.best, total, meter.trace, search.reason, self.name, search.account())
-
-
-def tree(space: SearchSpace, cost: Cost) -> Selection:
-    """The program of the cheapest trees; it may hold too many weights."""
-    return space.selection(tree_costs(space, finite_prices(space, cost.prices))[1])
 
 
 class _Search:
@@ -103,6 +95,18 @@ class _Search:
         self.legal = True
         """Whether the relaxed program is legal."""
 
+    def begin(self, start: Selection | None) -> None:
+        """Take the input, the program to start from, and what greedy extraction finds."""
+        space, cost = self.space, self.cost
+        found = [space.original, start]
+        if self.meter.affords(REDUCING * space.n_nodes):
+            found.append(space.selection(tree_costs(space, finite_prices(space, cost.prices))[1]))
+            found.append(space.selection(sharing(space, cost)))
+        for selection in found:
+            if selection is not None:
+                self.meter.evaluations += 1
+                self.take(selection)
+
     def price(self, selection: Selection) -> float:
         picked = selection.choice
         return float(self.prices[picked[picked >= 0]].sum())
@@ -116,6 +120,9 @@ class _Search:
                 self.meter.improved(self.cost.total(selection))
 
     def run(self) -> None:
+        if not self.meter.affords(REDUCING * self.space.n_nodes):
+            self.reason = "out of time"
+            return
         self.solve(Problem(self.space, self.cost))
         for share in BYTES:
             if self.legal or self.proved or self.meter.exhausted:

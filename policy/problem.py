@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ..egraph.space import SearchSpace, Selection
 
 
+REDUCING = 6e-5
+"""Seconds that a problem and its reduction take for each e-node, roughly: neither can be interrupted."""
+
+
 class Problem:
     """The choice of e-nodes under `cost.prices`.
 

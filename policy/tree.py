@@ -95,7 +95,7 @@ class Tree:
 def repaired(space: SearchSpace, cost: Cost, choice: list[int]) -> tuple[Selection, int]:
     """The program that `choice` makes, with as many classes as in the original as it takes to be legal; how many."""
     selection, repairs = space.selection(choice), 0
-    while not cost.legal(selection.choice):
+    while not cost.legal(selection):
         choice = _repair(space, choice)
         selection = space.selection(choice)
         repairs += 1
