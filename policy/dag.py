@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Budget, Extraction, Meter
+from .base import Budget, Extraction, Meter, uncollected
 from .problem import forced_near
 from .tree import CAP, finite_prices, repaired, tree_costs
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..cost.base import Cost
     from ..egraph.space import SearchSpace
 
-LARGEST = 300
+LARGEST = 128
 """A set of more classes than this is not kept; what is in it counts once for each reader then, as in `tree`."""
 
 
@@ -44,10 +44,11 @@ class Dag:
 
 def sharing(space: SearchSpace, cost: Cost) -> list[int]:
     """The e-node of each class in the program that this extractor finds, which may hold too many weights."""
-    greedy = _Greedy(space, cost)
-    first = greedy.settled()
-    second = greedy.again(first)
-    return min((second, first), key=greedy.cost)
+    with uncollected():
+        greedy = _Greedy(space, cost)
+        first = greedy.settled()
+        second = greedy.again(first)
+        return min((second, first), key=greedy.cost)
 
 
 class _Greedy:
@@ -55,17 +56,20 @@ class _Greedy:
         self.space, self.prices, self.home = space, finite_prices(space, cost.prices), space.node_class.tolist()
         tree, self.cheapest = tree_costs(space, self.prices)
         self.free = free = [t == 0 for t in tree]
-        usable = [
-            p < CAP and not free[c] and all(tree[k] < np.inf for k in kids)
-            for p, c, kids in zip(self.prices, self.home, space.child_lists, strict=True)
-        ]
-        self.paying = {i: tuple({k for k in space.child_lists[i] if not free[k]}) for i, ok in enumerate(usable) if ok}
+        lost = {c for c, t in enumerate(tree) if t == np.inf}
+        self.paying = {
+            i: tuple(dict.fromkeys([k for k in kids if not free[k]]))
+            for i, (p, c, kids) in enumerate(zip(self.prices, self.home, space.child_lists, strict=True))
+            if p < CAP and not free[c] and not (lost and not lost.isdisjoint(kids))
+        }
         """The operands of each usable e-node that cost something."""
-        self.options = {c: [i for i in space.nodes_of(c) if usable[i]] for c in range(space.n_classes) if not free[c]}
+        self.options: dict[int, list[int]] = {c: [] for c in range(space.n_classes) if not free[c]}
+        for i in self.paying:
+            self.options[self.home[i]].append(i)
         self.roots = [c for c in dict.fromkeys(space.roots.tolist()) if not free[c]]
         forced = forced_near(self.roots, self.options, self.paying)
         self.forced = forced
-        self.local = {i: tuple(k for k in kids if k not in forced) for i, kids in self.paying.items()}
+        self.local = {i: tuple([k for k in kids if k not in forced]) for i, kids in self.paying.items()}
         """Those of them that are not there anyhow."""
         n = space.n_classes
         self.sets: list[frozenset[int]] = [frozenset()] * n
@@ -110,13 +114,13 @@ class _Greedy:
         return found
 
     def _keep(self, c: int, i: int, ms: float) -> None:
-        kids = self.local[i]
-        union = frozenset((c,)).union(*(self.sets[k] for k in kids))
-        if len(union) > LARGEST:
-            self.rest[c], union = ms - self.prices[i], frozenset((c,))
+        kids, sets = self.local[i], self.sets
+        self.costs[c] = ms
+        if sum([len(sets[k]) for k in kids]) >= LARGEST:
+            self.rest[c], sets[c] = ms - self.prices[i], frozenset((c,))
         else:
-            self.rest[c] = sum(self.rest[k] for k in kids)
-        self.sets[c], self.costs[c] = union, ms
+            self.rest[c] = sum([self.rest[k] for k in kids])
+            sets[c] = frozenset((c,)).union(*[sets[k] for k in kids])
 
     def _union(self, kids: tuple[int, ...]) -> float:
         """What these classes cost together."""
@@ -147,10 +151,10 @@ class _Greedy:
                     if any(rank[k] >= rank[c] for k in self.paying[i]):
                         continue
                     new = [k for k in self.local[i] if k not in there]
-                    ms = self.prices[i] + sum(self.rest[k] for k in new)
+                    ms = self.prices[i]
                     if new:
-                        brought = self.sets[new[0]].union(*(self.sets[k] for k in new[1:]))
-                        ms += sum(paid[x] for x in brought if x not in there)
+                        brought = self.sets[new[0]].union(*[self.sets[k] for k in new[1:]]) - there
+                        ms += sum([paid[x] for x in brought]) + sum([self.rest[k] for k in new])
                     if ms < best:
                         best, found[c] = ms, i
             for k in self.paying[found[c]]:

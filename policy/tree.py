@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..egraph.space import IllegalSelection, Selection
-from .base import Budget, Extraction, Meter
+from .base import Budget, Extraction, Meter, uncollected
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -84,7 +84,8 @@ class Tree:
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
-        _, choice = tree_costs(space, finite_prices(space, cost.prices))
+        with uncollected():
+            _, choice = tree_costs(space, finite_prices(space, cost.prices))
         meter.evaluations = 1
         selection, repairs = repaired(space, cost, choice)
         total = cost.total(selection)
