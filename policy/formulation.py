@@ -10,30 +10,24 @@ Columns: x for each e-node (is it chosen), y for each class that need not be the
   a path, so this forbids nothing, but a fraction of a program cannot go round in circles any more, and pays for an
   operand in full if two halves of it arrive there by different ways. On e-graphs with cycles, and on deep ones, it
   closes most of the gap between the relaxation and the optimum.
-
-In place of a flow on the dearest operands others can be asked for (`Formulation.weakest`): those on which a solution of
-the relaxation rests least.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .problem import Part, Problem
+from .part import Part
+from .problem import Problem
 
 if TYPE_CHECKING:
     import highspy
 
 INFINITY = math.inf
-SUPPORT = 1e-5
-"""What is left of a fraction below this is rounding."""
-
 TOPS = 3
 """From so many forced classes flows start, those of the dearest trees: each flow doubles the columns."""
 
@@ -158,40 +152,8 @@ class Formulation:
     def dearest(self) -> dict[int, int]:
         """For each e-node its operand of the dearest tree."""
         tree = self.problem.tree
-        return {i: max(kids, key=lambda k: (tree[k], k)) for i, kids in self._inner()}
-
-    def weakest(self, values: np.ndarray) -> dict[int, int]:
-        """For each e-node the operand that a solution of the relaxation founds least, and of these the dearest."""
-        tree, founded = self.problem.tree, self.founded(values)
-        return {i: min(kids, key=lambda k: (round(founded[k], 4), -tree[k], k)) for i, kids in self._inner()}
-
-    def _inner(self) -> list[tuple[int, tuple[int, ...]]]:
-        return [(i, self.part.kids[i]) for i in self.x if self.part.kids[i]]
-
-    def founded(self, values: np.ndarray) -> dict[int, float]:
-        """How much of each class rests on leaves, where an e-node is founded as far as its least founded operand."""
-        part = self.part
-        found = dict.fromkeys(part.classes, 0.0)
-        readers: dict[int, set[int]] = {c: set() for c in part.classes}
-        for c in part.classes:
-            for i in part.options[c]:
-                for k in part.kids[i]:
-                    readers[k].add(c)
-        queue, queued = deque(reversed(part.classes)), set(part.classes)
-        while queue:
-            c = queue.popleft()
-            queued.discard(c)
-            total = 0.0
-            for i in part.options[c]:
-                if values[self.x[i]] > SUPPORT:
-                    total += min([float(values[self.x[i]]), *(found[k] for k in part.kids[i])])
-            if total > found[c] + SUPPORT:
-                found[c] = total
-                for r in readers[c]:
-                    if r not in queued:
-                        queued.add(r)
-                        queue.append(r)
-        return found
+        kids = self.part.kids
+        return {i: max(kids[i], key=lambda k: (tree[k], k)) for i in self.x if kids[i]}
 
     def start(self, chosen: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Columns and values of the program that has these e-nodes: x and y, from which the others follow."""
@@ -287,8 +249,13 @@ def _solver() -> highspy.Highs:
 
     if _banner_seen:
         return highspy.Highs()
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        return highspy.Highs()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
         made = highspy.Highs()

@@ -25,7 +25,8 @@ from .base import Budget, Extraction, Meter
 from .dag import sharing
 from .formulation import Formulation
 from .neighbourhood import Neighbourhoods
-from .problem import REDUCING, Part, Problem, Reduction
+from .part import Part
+from .problem import REDUCING, Problem, Reduction
 from .tree import finite_prices, tree_costs
 
 if TYPE_CHECKING:
@@ -147,8 +148,11 @@ class _Search:
         open_ = sorted(range(len(reduction.parts)), key=lambda n: (reduction.parts[n].enodes, n))
         self.parts, self.base = len(open_), reduction.base
         self.assembled, self.assembling = -math.inf, 0.0
+        limited = min(self.meter.deadline, self.meter.limit) < math.inf
         while open_ and not self.meter.exhausted:
             open_ = self.round(reduction, open_)
+            if not limited:  # each part had all the time that it wanted
+                break
         self.assemble()
         if problem.per_byte:
             return
@@ -162,7 +166,7 @@ class _Search:
         unsolved = []
         for n in numbers:
             part = parts[n]
-            known = None if problem.weighted else solved.get(signature := part.signature(problem))
+            known = None if problem.weighted else solved.get(signature := part.signature(problem.price))
             if known is not None:  # layers that are alike
                 self.offer(_renamed(known[1].chosen, known[0], part))
                 self.bounds[n] = known[1].ms

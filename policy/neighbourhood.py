@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from .formulation import Formulation
-from .problem import Part, Problem, Reduction
+from .part import Part
+from .problem import Problem, Reduction
 
 SMALLEST, FIRST = 20, 100
 """E-nodes of a neighbourhood at least, and of the first one."""

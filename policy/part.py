@@ -1,0 +1,136 @@
+"""A part of an extraction problem, which can be solved by itself, and what its classes cannot do without."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Part:
+    """A part of a problem that can be solved by itself.
+
+    classes: those whose e-node is to be chosen. options: the e-nodes of each. kids: what each e-node needs, as far as
+    that is in question. forced: the classes that must be there. component: the strongly connected component of each
+    class that lies on a cycle, and how many classes that has. needs: what each class cannot be had without, itself
+    included, as bits by the places in `classes`.
+    """
+
+    classes: list[int]
+    options: dict[int, list[int]]
+    kids: dict[int, tuple[int, ...]]
+    forced: set[int]
+    component: dict[int, int]
+    sizes: dict[int, int]
+    needs: dict[int, int] = field(default_factory=dict)
+    place: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.place = {c: n for n, c in enumerate(self.classes)}
+
+    @property
+    def enodes(self) -> int:
+        """How many e-nodes there are to choose from."""
+        return sum(len(self.options[c]) for c in self.classes)
+
+    def below(self, i: int) -> int:
+        """What e-node `i` cannot be had without, as bits."""
+        found = 0
+        for k in self.kids[i]:
+            found |= self.needs[k]
+        return found
+
+    def bits(self, classes: Iterable[int]) -> int:
+        """These classes as bits."""
+        found = 0
+        for k in classes:
+            found |= 1 << self.place[k]
+        return found
+
+    def members(self, found: int) -> Iterator[int]:
+        """The classes of these bits."""
+        while found:
+            low = found & -found
+            yield self.classes[low.bit_length() - 1]
+            found ^= low
+
+    def together(self, c: int, k: int) -> bool:
+        """Whether the two classes lie on a cycle."""
+        return c in self.component and self.component[c] == self.component.get(k, -1)
+
+    def signature(self, price: Sequence[float]) -> tuple[object, ...]:
+        """Equal for parts that are the same but for the numbers of their classes and e-nodes, at these prices."""
+        place = self.place
+        return tuple(
+            (c in self.forced, *((price[i], tuple(place[k] for k in self.kids[i])) for i in self.options[c]))
+            for c in self.classes
+        )
+
+    def live(self, chosen: Mapping[int, int]) -> set[int]:
+        """The classes that a program has which takes these e-nodes."""
+        found: set[int] = set()
+        stack = list(self.forced)
+        while stack:
+            c = stack.pop()
+            if c not in found:
+                found.add(c)
+                stack.extend(self.kids[chosen[c]])
+        return found
+
+    def program(self, chosen: Mapping[int, int]) -> dict[int, int] | None:
+        """What of these e-nodes a program has; None if they are too few, or need each other."""
+        found: dict[int, int] = {}
+        state: dict[int, bool] = {}  # of classes met: whether all below was met
+        stack = [(f, False) for f in self.classes if f in self.forced]
+        while stack:
+            c, back = stack.pop()
+            if back:
+                state[c] = True
+            elif c not in state:
+                if c not in chosen:
+                    return None
+                state[c], found[c] = False, chosen[c]
+                stack.append((c, True))
+                stack.extend((k, False) for k in self.kids[chosen[c]])
+            elif not state[c]:
+                return None
+        return found
+
+    def tops(self) -> list[int]:
+        """The forced classes that no other forced one needs."""
+        covered = 0
+        for f in self.forced:
+            covered |= self.needs[f] & ~(1 << self.place[f])
+        return [f for f in self.classes if f in self.forced and not covered >> self.place[f] & 1]
+
+
+def dominators(part: Part) -> None:
+    """Work out what each class of a part cannot be had without, and which of these are forced.
+
+    The greatest fixpoint: an unfounded derivation is one that needs everything, so that cycles prove nothing.
+    """
+    everything = (1 << len(part.classes)) - 1
+    needs = part.needs = dict.fromkeys(part.classes, everything)
+    readers: dict[int, list[int]] = {c: [] for c in part.classes}
+    for c in part.classes:
+        for k in {k for i in part.options[c] for k in part.kids[i]}:
+            readers[k].append(c)
+    queue, queued = deque(reversed(part.classes)), set(part.classes)
+    while queue:
+        c = queue.popleft()
+        queued.discard(c)
+        found = everything
+        for i in part.options[c]:
+            found &= part.below(i)
+        found |= 1 << part.place[c]
+        if found != needs[c]:
+            needs[c] = found
+            for r in readers[c]:
+                if r not in queued:
+                    queued.add(r)
+                    queue.append(r)
+    forced = 0
+    for f in part.forced:
+        forced |= needs[f]
+    part.forced = set(part.members(forced))
