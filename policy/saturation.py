@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..cost.base import Cost
     from ..egraph.space import SearchSpace
 
-CLIMB = 0.3
+CLIMB = 0.2
 """Share of the budget for climbing where the cost is a sum, so that something can be proved."""
 
 SUM, HALF = 0.2, 0.5
