@@ -1,7 +1,7 @@
 """How often a verdict is wrong on this machine: `benchmarks/results/confirmation.md`.
 
     python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8      # again: goes on
-    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20
+    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 40
 
 *A/A*: a search among candidates that are the original with other weights, so that none is faster and none is the same
 program. Each is timed shortly, the one that looks best goes to `confirm`; what is called faster is an error.
@@ -88,7 +88,7 @@ def report(records: list[dict[str, Any]]) -> str:
     lines = [
         "# How often verdicts are wrong",
         "\n    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8",
-        "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 20\n",
+        "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 40\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
         "A/A: the best of 8 candidates that are no faster; so many searches side by side. Planted: 5 % more work.\n",
         "| | most seconds | side by side | comparisons | faster | tie | slower | median ratio | median margin | s |",
