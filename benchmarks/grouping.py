@@ -39,7 +39,7 @@ REAL = (
     "bert-paper", "vit-paper", "dalle-paper", "nasrnn-cell", "inception-v3-paper", "squeezenet-paper", "nasnet-a-paper",
 )  # fmt: skip
 DEVICE = "a100"
-EVALUATIONS = (300, 1000, 3000, 10000)
+EVALUATIONS = (300, 1000, 3000)
 
 
 def methods(group: bool) -> dict[str, Extractor]:

@@ -89,8 +89,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = [m for m in MODELS if m.endswith(LIKE) or m in MORE]
     parser.add_argument("--models", nargs="+", default=usual)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each extractor")
-    parser.add_argument("--exact", type=float, default=30.0, help="of climbing and integer programming")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each extractor")
+    parser.add_argument("--exact", type=float, default=10.0, help="of climbing and integer programming")
     options = parser.parse_args()
     file = RESULTS / "optima.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

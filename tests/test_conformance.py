@@ -86,7 +86,7 @@ def test_on_hundreds_of_tangled_egraphs(name: str) -> None:
     """Legal, priced right, never below the optimum, and for exact ones equal to it."""
     exact = name in EXACT
     hits = 0
-    seeds = range(300 if name in ("ilp", "tree", "dag", "original", "greedy") else 60)
+    seeds = range(300 if name in ("ilp", "tree", "dag", "original", "greedy") else 40)
     for seed in seeds:
         space, cost = tangle(seed)
         best = cheapest(space, cost)
@@ -214,11 +214,13 @@ def test_egraphs_that_others_made(name: str) -> None:
     """The greedy start and neighbourhoods reach what is known within a few steps, and bound it."""
     space, costs, *_ = read_egraph(GYM / f"{name}.json")
     cost = Cost(space, costs, "file")
-    found = ILP().extract(space, cost, Budget(seconds=2.0), np.random.default_rng(0))
+    proves = name in ("vgg_acyclic", "resnet50_acyclic", "resnet50")
+    # by steps where few are enough: a busy machine must not matter
+    found = ILP().extract(space, cost, Budget() if proves else Budget(2.0), np.random.default_rng(0))
     check(found, "ilp", space, cost)
     assert found.cost <= KNOWN[name] * 1.00002
     assert 0 < found.extras["lower_bound"] <= KNOWN[name] * 1.00002
-    if name in ("vgg_acyclic", "resnet50_acyclic", "resnet50"):
+    if proves:
         assert found.extras["proof"] == "optimal"
     assert cost.total(space.selection(sharing(space, cost))) <= cost.total(space.original) * (1 + 1e-9)
 
