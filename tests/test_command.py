@@ -75,7 +75,7 @@ def test_the_cost_of_the_selection_is_that_of_the_exported_graph(models: dict[st
         assert cost.prices[again.baseline].sum() == pytest.approx(result.predicted[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("cost", ["roofline:epyc-1t", "fusion"])
+@pytest.mark.parametrize("cost", ["roofline:epyc-1t", pytest.param("fusion", marks=pytest.mark.slow)])
 def test_same_bytes_in_different_processes(models: dict[str, Path], tmp_path: Path, cost: str) -> None:
     written = []
     for seed in ("1", "2"):

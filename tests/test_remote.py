@@ -136,6 +136,7 @@ def jobs(number: int) -> list[Job]:
     return [Job(f"product of {k} rows", "MatMul", partial(product, k)) for k in range(1, number + 1)]
 
 
+@pytest.mark.slow
 def test_two_servers_share_the_work_and_nothing_is_lost_when_one_dies(mortal: Farm, tmp_path: Path) -> None:
     target = parse_target("llvm", tracker=mortal.tracker, key=KEY)
     assert target.machines == 2 and str(target) == f"llvm@{KEY}"
