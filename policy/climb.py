@@ -73,13 +73,19 @@ class Climb:
             state.restore(state.snapshot_of(self.start))
         meter.evaluations = 1
         meter.improved(state.cost)
-        self._descend(state, meter)
-        best = state.snapshot()
+        self.steepest(state, meter)
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]
         length = max(1000, self.sweeps * len(rules))
         usable = self.leaps and sizes.size and meter.affords(2 * REDUCING * space.n_nodes)
         leaps = Leaps(state, rng, self.shake) if usable and not meter.exhausted else None
+        before = np.inf
+        while state.cost < before - rules.epsilon and not meter.exhausted:
+            before = state.cost
+            if leaps is not None:  # first: what they find, chains find later if at all
+                self._leap(leaps, meter)
+            self._descend(state, meter)
+        best = state.snapshot()
         while sizes.size and failures < self.patience and not meter.exhausted:
             failures += 1
             if leaps is not None and self._leap(leaps, meter):
@@ -138,6 +144,7 @@ class Climb:
                 if meter.exhausted or not state.apply(link):
                     break
                 if state.cost < goal:
+                    meter.improved(state.cost)
                     return True
                 visited.add(state.key)
                 look(state, meter)
