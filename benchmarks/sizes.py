@@ -54,13 +54,14 @@ def measured(name: str, operators: int, method: str, seconds: float) -> dict[str
     }  # fmt: skip
 
 
-def report(records: list[dict[str, Any]]) -> str:
+def report(records: list[dict[str, Any]], note: str = "") -> str:
     command = shlex.join(["python", "benchmarks/sizes.py", *sys.argv[1:]])
     lines = [
         "# How extraction grows with the e-graph",
         f"\n    {command}\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; one thread; roofline:{DEVICE}. Seconds: of `climb`, until it",
-        "was within 0.1 % of what it had in the end. MiB: the most that the process held, and what extraction added.\n",
+        "was within 0.1 % of what it had in the end. MiB: the most that the process held, and what extraction added.",
+        f"{note}\n",
         "![seconds against e-nodes](sizes.png)\n",
         "| model | e-nodes | extractor | s | ran, s | saved | MiB | added |",
         "|---|--:|---|--:|--:|--:|--:|--:|",
@@ -97,6 +98,7 @@ def main() -> int:
     parser.add_argument("--enodes", nargs="+", type=int, default=[1000, 3000, 10000, 30000, 100000])
     parser.add_argument("--models", nargs="+", default=list(ENODES_PER_OPERATOR), choices=list(ENODES_PER_OPERATOR))
     parser.add_argument("--seconds", type=float, default=30.0, help="of climb")
+    parser.add_argument("--note", default="", help="what a reader should know of this run")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -114,7 +116,7 @@ def main() -> int:
                 records.append(json.loads(out.splitlines()[-1]))
                 print(records[-1], flush=True)
                 write(RESULTS / "sizes.json", json.dumps(records, indent=0))
-                write(RESULTS / "sizes.md", report(records))
+                write(RESULTS / "sizes.md", report(records, options.note))
     plot(records)
     return 0
 
