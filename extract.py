@@ -199,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.model.endswith(".json"):
         return run_egraph(args, options)
+    if args.save_egraph is not None and (args.replay is not None or args.method == "original"):
+        raise UserError("--save-egraph: there is no e-graph to write, for nothing is searched with these options")
     if args.replay is not None:
         from .replay import replay
 

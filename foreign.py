@@ -32,7 +32,7 @@ def extract_egraph(path: str | os.PathLike[str], options: Options) -> dict[str, 
         raise UserError("method rl is for models: its policy looks at tensors, which an e-graph file has not")
     if options.target or options.cost:
         raise UserError("an e-graph file has its own costs: leave out --target and --cost")
-    name = options.method if options.method not in ("auto", "saturation") else options.extractor or "saturation"
+    name = options.classical if options.method in ("auto", "saturation") else options.method
     start = time.monotonic()
     source = read_egraph(path)
     loaded = time.monotonic()

@@ -61,6 +61,11 @@ class Options:
     shape: Any = ()
     at: Sequence[str | Mapping[str, int]] = ()
 
+    @property
+    def classical(self) -> str:
+        """The extractor of the method "saturation"."""
+        return self.extractor or "saturation"
+
     def check(self) -> None:
         """Raises `UserError` for a value that makes no sense."""
         if self.method not in METHODS:

@@ -314,8 +314,9 @@ class Run:
         from .policy.base import Budget, extractor
 
         options = self.options
-        classical = options.extractor or "saturation"
-        names = {"auto": [classical, "rl"], "saturation": [classical]}.get(options.method, [options.method])
+        names = {"auto": [options.classical, "rl"], "saturation": [options.classical]}.get(
+            options.method, [options.method]
+        )
         share = self.share("extract")
         found: list[Extraction] = []
         for name in names:

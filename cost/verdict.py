@@ -102,23 +102,20 @@ def decide(
     """
     ratios = np.concatenate([np.asarray(b, float) for b in blocks])
     low, high = median_interval(ratios)
-    medians = [statistics.median(b) for b in blocks]
+    logs = [math.log(statistics.median(b)) for b in blocks]
+    mean = statistics.fmean(logs)
     off = [math.log(statistics.median(c)) for c in controls if len(c)]
     if len(off) < 2:
         used = 2 * max([math.log1p(margin), *map(abs, off)])
     else:
-        logs = [math.log(m) for m in medians]
-        mean = statistics.fmean(logs)
         squares = sum(d * d for d in off) + sum((x - mean) ** 2 for x in logs)
         freedom = len(off) + len(logs) - 1
         luck = student(freedom) * math.sqrt(squares / freedom / len(logs))
         used = max(math.log1p(margin), luck)
     least = used if len(off) < 2 else math.log1p(margin)
     middle = math.log(float(np.median(ratios)))
-    mean = statistics.fmean(math.log(m) for m in medians)
     verdict: Literal["faster", "tie", "slower"] = "tie"
-    sides = {m > 1.0 for m in medians}
-    if len(off) < 2 and len(sides) > 1:
+    if len(off) < 2 and len({x > 0.0 for x in logs}) > 1:
         pass  # too little is known of luck to overrule a block
     elif math.log(max(low, 1e-12)) > least and min(middle, mean) > used:
         verdict = "faster"

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Budget, Extraction, Meter
-from .climb import finish, look
-from .state import Snapshot, State
-from .substitution import Substitutions
+from .base import Budget, Extraction
+from .climb import begin, finish, look
+from .state import Snapshot
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -29,11 +28,8 @@ class Beam:
         self.width, self.branch, self.patience, self.group = width, branch, patience, group
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
-        meter = Meter(budget)
-        state = State(Substitutions(space, cost, group=self.group))
+        meter, state = begin(space, cost, budget, self.group)
         rules = state.rules
-        meter.evaluations = 1
-        meter.improved(state.cost)
         best = state.snapshot()
         beam, seen, vain = [best], {best.key}, 0
         while beam and vain < self.patience and not meter.exhausted:

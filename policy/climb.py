@@ -233,6 +233,15 @@ def look(state: State, meter: Meter, at_most: int | None = None) -> int:
     return done
 
 
+def begin(space: SearchSpace, cost: Cost, budget: Budget, group: bool = True) -> tuple[Meter, State]:
+    """What a search over substitutions starts with: the meter, and the input, which counts as one evaluation."""
+    meter = Meter(budget)
+    state = State(Substitutions(space, cost, group))
+    meter.evaluations = 1
+    meter.improved(state.cost)
+    return meter, state
+
+
 def finish(
     space: SearchSpace, cost: Cost, state: State, best: Snapshot, meter: Meter, reason: str, name: str
 ) -> Extraction:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Budget, Extraction, Meter
-from .climb import finish, look
-from .state import Snapshot, State
-from .substitution import Substitutions
+from .base import Budget, Extraction
+from .climb import begin, finish, look
+from .state import Snapshot
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -33,10 +32,7 @@ class Greedy:
         self.alpha, self.queue = alpha, queue
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
-        meter = Meter(budget)
-        state = State(Substitutions(space, cost, group=self.group))
-        meter.evaluations = 1
-        meter.improved(state.cost)
+        meter, state = begin(space, cost, budget, self.group)
         best_cost, best = state.cost, state.snapshot()
         seen = {state.key}
         waiting: list[tuple[float, int, Snapshot, int]] = []  # cost, age, the program before, the action from there

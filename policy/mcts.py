@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .base import Budget, Extraction, Meter
-from .climb import Climb, finish, look
+from .climb import Climb, begin, finish, look
 from .state import Snapshot, State
-from .substitution import Substitutions
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -60,11 +59,8 @@ class MCTS:
         self.group, self.patience = group, patience
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
-        meter = Meter(budget)
-        state = State(Substitutions(space, cost, group=self.group))
+        meter, state = begin(space, cost, budget, self.group)
         rules = state.rules
-        meter.evaluations = 1
-        meter.improved(state.cost)
         root = _Node(state.snapshot())
         self.seen = {root.here.key}
         best, vain = root.here, 0

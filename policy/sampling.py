@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .base import Budget, Extraction, Meter
-from .climb import finish
-from .state import State
-from .substitution import Substitutions
+from .climb import begin, finish
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -41,12 +39,9 @@ class RandomWalk:
         self.length, self.steps, self.group = length, steps, group
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
-        meter = Meter(budget)
+        meter, state = begin(space, cost, budget, self.group)
         meter.limit = min(meter.limit, self.steps)
-        state = State(Substitutions(space, cost, group=self.group))
         rules = state.rules
-        meter.evaluations = 1
-        meter.improved(state.cost)
         start = best = state.snapshot()
         reason, moves, failures = "", 0, 0
         while not meter.exhausted:

@@ -150,6 +150,17 @@ def test_options_for_models_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_an_egraph_that_nothing_is_searched_in_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: Any
+) -> None:
+    model, ours, out = tmp_path / "m.onnx", tmp_path / "ours.json", tmp_path / "out.onnx"
+    model.write_bytes(zoo.build("bert-tiny").SerializeToString())
+    assert main([str(model), "--method", "original", "--save-egraph", str(ours), "-o", str(out)]) == 2
+    assert "there is no e-graph to write" in capsys.readouterr().err
+    assert not ours.exists()
+    assert not out.exists()
+
+
 def test_an_egraph_of_ours_is_written_and_extracted_from(tmp_path: Path, capsys: Any) -> None:
     """What others would extract from our e-graph is what we extract from it."""
     model, ours, back = tmp_path / "m.onnx", tmp_path / "ours.json", tmp_path / "back.json"
