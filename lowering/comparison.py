@@ -180,10 +180,10 @@ class Comparison:
         if wrong:
             self.fail(name, f"cosine similarity {cosine(a, b):.6f}")
 
-    def exact(self, name: str, a: np.ndarray, b: np.ndarray, noisy: Sequence[np.ndarray]) -> None:
+    def exact(self, name: str, a: np.ndarray, b: np.ndarray, errors: Sequence[np.ndarray]) -> None:
         """Compare two float64 computations: they may differ by what one rounding does, hardly more.
 
-        noisy: `b` again, its weights that `a` has not (they were computed, and rounded) wrong by up to one rounding.
+        errors: samples of what one rounding of the constants in which the two programs differ does to `b - a`.
         """
         if a.shape != b.shape:
             self.fail(name, f"shape {list(b.shape)} instead of {list(a.shape)}")
@@ -191,11 +191,11 @@ class Comparison:
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.any():
             return
-        runs = [_row(n)[finite] for n in noisy if n.size == finite.size]
-        runs = [n for n in runs if np.isfinite(n).all()]
+        runs = [_row(e)[finite] for e in errors if e.size == finite.size]
+        runs = [e for e in runs if np.isfinite(e).all()]
         a, b = a[finite], b[finite]
-        own = EXACT_FACTOR * max((float(np.abs(n - b).max()) for n in runs), default=0.0)
-        mean = EXACT_FACTOR * max((_mean(n - b) for n in runs), default=0.0)
+        own = EXACT_FACTOR * max((float(np.abs(e).max()) for e in runs), default=0.0)
+        mean = EXACT_FACTOR * max((_mean(e) for e in runs), default=0.0)
         scale = float(np.abs(a).max())
         relative, absolute = TOLERANCES["float32"]
         tolerance = relative * np.abs(a) + absolute * scale

@@ -5,7 +5,9 @@ Core operators run in float64 (`evaluation`), opaque ones one at a time in ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -95,20 +97,44 @@ class Reference:
         return results
 
     def noisy(
-        self, inputs: Mapping[str, Any], rng: np.random.Generator, size: float = 1.0, of: Graph | None = None
+        self,
+        inputs: Mapping[str, Any],
+        rng: np.random.Generator,
+        size: float = 1.0,
+        only: Collection[str] | None = None,
     ) -> list[np.ndarray]:
         """The outputs when floating-point inputs and weights carry an error of about `size` roundings.
 
-        of: then only the weights do that this other graph has not.
+        only: then only the weights of these digests do.
         """
-        known = set() if of is None else {digest for digest, _ in _weights(of)}
         weights = {
             d: replace(w, load=_Disturbed(w, int(rng.integers(1 << 62)), size))
             for d, w in _weights(self.graph)
-            if d not in known
+            if only is None or d in only
         }
         graph = replace(self.graph, weights={**self.graph.weights, **weights})
-        return self.run({k: disturbed(v, rng, size) for k, v in inputs.items()} if of is None else inputs, graph)
+        return self.run({k: disturbed(v, rng, size) for k, v in inputs.items()} if only is None else inputs, graph)
+
+    def rounding(
+        self, mine: list[np.ndarray], other: Reference, found: list[np.ndarray], inputs: Mapping[str, Any],
+        rng: np.random.Generator, runs: int,
+    ) -> list[list[np.ndarray]]:  # fmt: skip
+        """For each output, how far one rounding of constants may part this graph's results `mine` from the `found` of
+        an optimised one: `runs` samples of the sum of both graphs' errors.
+
+        Constants that were computed are rounded in the optimised graph. A number that was recognised as another one
+        (GELU's, say), as far as its narrow type could tell, was rounded in the original.
+        """
+        new = {d for d, _ in _weights(other.graph)} - {d for d, _ in _weights(self.graph)}
+        given_up = _numbers(self.graph) - _numbers(other.graph)
+        errors: list[list[np.ndarray]] = [[] for _ in mine]
+        for _ in range(runs):
+            after = other.noisy(inputs, rng, only=new)
+            before = self.noisy(inputs, rng, only=given_up) if given_up else mine
+            for j, samples in enumerate(errors):
+                if after[j].dtype.kind == "f" and after[j].shape == found[j].shape == mine[j].shape:
+                    samples.append((after[j] - found[j]) + (before[j] - mine[j]))
+        return errors
 
     def tied(self, j: int, inputs: Mapping[str, Any], a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
         """Where output j, the indices that ArgMax, ArgMin or TopK found, may as well be b as a."""
@@ -149,6 +175,16 @@ class Reference:
         scale = float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
         close = np.abs(one - two) <= relative * np.abs(one) + absolute * scale
         return np.asarray(close | (one == two)).reshape(a.shape)
+
+
+def _numbers(graph: Graph) -> Counter[str]:
+    """How often each weight of a single number is read, by digest; powers of two are as they were meant."""
+    nodes = graph.nodes
+    single = {
+        d for d, w in _weights(graph) if set(w.type.shape or ()) <= {1} and math.frexp(abs(w.load().item()))[0] != 0.5
+    }
+    read = (nodes[k] for i in graph.live for k in nodes[i].inputs)
+    return Counter(d for n in read if n.op == "Weight" and (d := str(n.attrs["digest"])) in single)
 
 
 @dataclass(frozen=True)

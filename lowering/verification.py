@@ -276,15 +276,15 @@ class _Verifier:
             before = self.reference.run(inputs)
             other = Reference(self.narrow, self.custom_ops)
             after = other.run(inputs)
-            noisy = [other.noisy(inputs, rng, of=self.graph) for _ in range(3)]
+            errors = self.reference.rounding(before, other, after, inputs, rng, 3)
         except (NotEvaluable, KeyError, MemoryError):
             return
-        self._exact(before, after, noisy)
+        self._exact(before, after, errors)
 
-    def _exact(self, before: list[np.ndarray], after: list[np.ndarray], noisy: list[list[np.ndarray]]) -> None:
+    def _exact(self, before: list[np.ndarray], after: list[np.ndarray], errors: list[list[np.ndarray]]) -> None:
         for j, name in enumerate(self.graph.output_names):
             if before[j].dtype.kind == "f":
-                self.comparison.exact(name, before[j], after[j], [n[j] for n in noisy])
+                self.comparison.exact(name, before[j], after[j], errors[j])
 
     # By the reference evaluator
 
@@ -310,13 +310,13 @@ class _Verifier:
             except NotEvaluable as error:
                 raise Failed(f"the optimised model cannot be computed: {error}") from error
             rng = np.random.default_rng([self.seed, self.cases.samples])
-            noisy = [after.noisy(inputs, rng, of=self.graph) for _ in range(2)]
+            errors = before.rounding(expected, after, found, inputs, rng, 2)
             before.replay = None
             witness = OwnWitness(before, None, inputs, self.seed * 1000 + self.cases.samples)
             for j, name in enumerate(before.outputs):
                 dtype = before.dtypes[j] if "float" in before.dtypes[j] else str(expected[j].dtype)
                 self.comparison.output(name, j, dtype, expected[j], found[j], witness)
-            self._exact(expected, found, noisy)
+            self._exact(expected, found, errors)
             self._ran(binding, before.outputs, expected)
             before.record = Tape()
         if self.cases.wanted and not self.cases.samples:

@@ -433,6 +433,36 @@ def test_errors_of_one_percent_are_caught_in_narrow_types(code):
         assert "lacks the operator MatMul" in str(good)
 
 
+def gelu(code, cubic=None, opset=20):
+    """A product and GELU by the hyperbolic tangent, as gelu_new has it; one operator without `cubic`."""
+    dtype = helper.tensor_dtype_to_np_dtype(code)
+    w, given = W, {}
+    made = [helper.make_node("MatMul", ["x", "w"], ["h"])]
+    if cubic is None:
+        made.append(helper.make_node("Gelu", ["h"], ["g"], approximate="tanh"))
+    else:
+        given = {"k": cubic, "r": np.sqrt(2 / np.pi), "half": 0.5, "one": 1.0}
+        steps = [("Mul", "h", "h"), ("Mul", 0, "h"), ("Mul", 1, "k"), ("Add", "h", 2), ("Mul", 3, "r")]
+        for i, (op, a, b) in enumerate(steps):
+            made.append(helper.make_node(op, [f"t{k}" if isinstance(k, int) else k for k in (a, b)], [f"t{i}"]))
+        made += [
+            helper.make_node("Tanh", ["t4"], ["t"]), helper.make_node("Add", ["t", "one"], ["s"]),
+            helper.make_node("Mul", ["h", "half"], ["m"]), helper.make_node("Mul", ["m", "s"], ["g"]),
+        ]  # fmt: skip
+    made.append(helper.make_node("MatMul", ["g", "w"], ["y"]))
+    kept = {name: np.asarray(v, np.float32).astype(dtype) for name, v in (("w", w), *given.items())}
+    tensors = {name: helper.make_tensor(name, code, a.shape, a.tobytes(), raw=True) for name, a in kept.items()}
+    return model(made, [("x", code, ["n", 16])], [("y", code, ["n", 16])], opset, **tensors)
+
+
+@pytest.mark.parametrize(("code", "wrong"), [(TensorProto.FLOAT16, 0.01), (TensorProto.BFLOAT16, 0.1)])
+def test_numbers_that_a_narrow_type_only_approaches_may_be_recognised(code, wrong):
+    approached = verify(gelu(code, 0.044715), gelu(code))
+    assert approached.passed, approached
+    for other in (1 - wrong, 1 + wrong):
+        assert verify(gelu(code, 0.044715 * other), gelu(code)).verdict == "failed"
+
+
 def test_nan_weights_are_legal():
     bad = W.copy()
     bad[0, 0] = np.nan
