@@ -103,12 +103,12 @@ class Reference:
         size: float = 1.0,
         only: Collection[str] | None = None,
     ) -> list[np.ndarray]:
-        """The outputs when floating-point inputs and weights carry an error of about `size` roundings.
+        """The outputs when floating-point inputs and weights carry an error of up to `size` roundings.
 
-        only: then only the weights of these digests do.
+        only: then only the weights of these digests do, single numbers the whole of it: few draws say little of few.
         """
         weights = {
-            d: replace(w, load=_Disturbed(w, int(rng.integers(1 << 62)), size))
+            d: replace(w, load=_Disturbed(w, int(rng.integers(1 << 62)), size, only is not None))
             for d, w in _weights(self.graph)
             if only is None or d in only
         }
@@ -189,14 +189,17 @@ def _numbers(graph: Graph) -> Counter[str]:
 
 @dataclass(frozen=True)
 class _Disturbed:
-    """Loads a weight with an error of about `size` roundings of its type on each element."""
+    """Loads a weight with an error of up to `size` roundings of its type on each element; whole: on a single number
+    just that, either way."""
 
     weight: Weight
     seed: int
     size: float
+    whole: bool
 
     def __call__(self) -> np.ndarray:
-        return np.asarray(disturbed(np.asarray(self.weight.load()), np.random.default_rng(self.seed), self.size))
+        array, rng = np.asarray(self.weight.load()), np.random.default_rng(self.seed)
+        return np.asarray(disturbed(array, rng, self.size, self.whole and array.size == 1))
 
 
 _EPS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -214,13 +217,14 @@ def _weights(graph: Graph) -> list[tuple[str, Weight]]:
     return [(d, graph.weights[d]) for d in live if graph.weights[d].type.dtype in _EPS]
 
 
-def disturbed(array: Any, rng: np.random.Generator, size: float = 1.0) -> Any:
-    """A floating-point array, its elements wrong by up to `size` roundings, as float64 or of its own type if that
-    shows; anything else as it is."""
+def disturbed(array: Any, rng: np.random.Generator, size: float = 1.0, whole: bool = False) -> Any:
+    """A floating-point array, its elements wrong by up to `size` roundings (`whole`: by just that, either way), as
+    float64 or of its own type if that shows; anything else as it is."""
     dtype = str(getattr(array, "dtype", ""))
     if dtype not in _EPS:
         return array
-    noise, values = rng.uniform(-1, 1, array.shape) * _EPS[dtype] * size, array.astype(np.float64)
+    noise, values = rng.uniform(-1, 1, array.shape), array.astype(np.float64)
+    noise = (np.sign(noise) if whole else noise) * _EPS[dtype] * size
     # masks are filled with the type's lowest number: with an error it would be infinite, and all results NaN
     limit = np.where(np.isfinite(values), _LARGEST[dtype], np.inf)
     with np.errstate(over="ignore"):
