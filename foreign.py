@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from .options import Options
 from .result import name_of, versions
 
 SCHEMA = "xrlflow/egraph/1"
+
+MEANT = ("method", "extractor", "budget", "max_steps", "seed")
+"""The options that an e-graph file has a use for."""
 
 
 def extract_egraph(path: str | os.PathLike[str], options: Options) -> dict[str, Any]:
@@ -30,8 +34,10 @@ def extract_egraph(path: str | os.PathLike[str], options: Options) -> dict[str, 
     options.check()
     if options.method == "rl":
         raise UserError("method rl is for models: its policy looks at tensors, which an e-graph file has not")
-    if options.target or options.cost:
-        raise UserError("an e-graph file has its own costs: leave out --target and --cost")
+    told = [f.name for f in fields(Options) if f.name not in MEANT and getattr(options, f.name) != f.default]
+    if told:
+        flags = ", ".join("no-verify" if name == "verify" else name.replace("_", "-") for name in told)
+        raise UserError(f"{flags}: only for models; an e-graph file has its own costs, and nothing of it is run")
     name = options.classical if options.method in ("auto", "saturation") else options.method
     start = time.monotonic()
     source = read_egraph(path)

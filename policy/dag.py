@@ -44,11 +44,17 @@ class Dag:
 
 def sharing(space: SearchSpace, cost: Cost) -> list[int]:
     """The e-node of each class in the program that this extractor finds, which may hold too many weights."""
+    return greedily(space, cost)[1]
+
+
+def greedily(space: SearchSpace, cost: Cost) -> tuple[list[int], list[int]]:
+    """The e-node of each class in the program of cheapest trees, and in the one that this extractor finds; either may
+    hold too many weights."""
     with uncollected():
         greedy = _Greedy(space, cost)
         first = greedy.settled()
         second = greedy.again(first)
-        return min((second, first), key=greedy.cost)
+        return greedy.cheapest, min((second, first), key=greedy.cost)
 
 
 class _Greedy:

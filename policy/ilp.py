@@ -22,12 +22,12 @@ import numpy as np
 
 from ..egraph.space import IllegalSelection, Selection
 from .base import Budget, Extraction, Meter
-from .dag import sharing
+from .dag import greedily
 from .formulation import Formulation
 from .neighbourhood import Neighbourhoods
 from .part import Part
 from .problem import REDUCING, Problem, Reduction
-from .tree import finite_prices, tree_costs
+from .tree import finite_prices
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -101,8 +101,7 @@ class _Search:
         space, cost = self.space, self.cost
         found = [space.original, start]
         if self.meter.affords(REDUCING * space.n_nodes):
-            found.append(space.selection(tree_costs(space, finite_prices(space, cost.prices))[1]))
-            found.append(space.selection(sharing(space, cost)))
+            found += [space.selection(choice) for choice in greedily(space, cost)]
         for selection in found:
             if selection is not None:
                 self.meter.evaluations += 1

@@ -138,7 +138,9 @@ def test_the_command_line_proves_by_default(shared: Path, tmp_path: Path, capfd:
     [
         (["-o", "out.onnx"], "-o is for models"),
         (["--method", "rl"], "method rl is for models"),
-        (["--target", "llvm"], "has its own costs"),
+        (["--target", "llvm"], "target: only for models"),
+        (["--max-weight-growth", "2", "--no-verify"], "max-weight-growth, no-verify: only for models"),
+        (["--shape", "batch=1", "--inputs", "x.npz"], "inputs, shape: only for models"),
         (["--method", "saturation", "--extractor", "best"], "unknown extractor 'best'"),
     ],
 )
