@@ -158,28 +158,29 @@ class _Search:
         self.bound = min(self.best_ms, max(self.bound, self.base + math.fsum(self.bounds.values())))
 
     def round(self, reduction: Reduction, numbers: Sequence[int]) -> list[int]:
-        """Work on these parts; those that are not solved."""
-        problem, parts = self.problem, reduction.parts
-        left = float(sum(parts[n].enodes for n in numbers))
-        solved: dict[tuple[object, ...], tuple[Part, _PartSearch]] = {}
+        """Work on these parts, of those that are alike on one for all; those that are not solved."""
         unsolved = []
-        for n in numbers:
-            part = parts[n]
-            known = None if problem.weighted else solved.get(signature := part.signature(problem.price))
-            if known is not None:  # layers that are alike
-                self.offer(_renamed(known[1].chosen, known[0], part))
-                self.bounds[n] = known[1].ms
-            elif self.meter.exhausted:
-                unsolved.append(n)
-            else:
-                search = _PartSearch(self, part, n, max(LEAST, part.enodes / left))
-                search.run()
-                if not search.done:
-                    unsolved.append(n)
-                elif not problem.weighted:
-                    solved[signature] = part, search
-            left -= part.enodes
+        left = float(sum(reduction.parts[n].enodes for n in numbers))
+        for alike in self.alike(reduction, numbers):
+            if self.meter.exhausted:
+                unsolved += alike
+                continue
+            mine = len(alike) * reduction.parts[alike[0]].enodes
+            search = _PartSearch(self, reduction.parts, alike, max(LEAST, mine / left))
+            search.run()
+            if not search.done:
+                unsolved += alike
+            left -= mine
         return unsolved
+
+    def alike(self, reduction: Reduction, numbers: Sequence[int]) -> list[list[int]]:
+        """These parts in groups of those that are the same but for their names."""
+        if self.problem.weighted:
+            return [[n] for n in numbers]
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for n in numbers:
+            groups.setdefault(reduction.parts[n].signature(self.problem.price), []).append(n)
+        return list(groups.values())
 
     def offer(self, chosen: Mapping[int, int]) -> None:
         """Take these e-nodes into the relaxed program; the whole of it is looked at from time to time."""
@@ -210,18 +211,23 @@ class _Search:
 
 
 class _PartSearch:
-    """The search of one part. share: of what is left of the budget."""
+    """The search of one part, for all that are alike. share: of what is left of the budget."""
 
-    def __init__(self, search: _Search, part: Part, number: int, share: float) -> None:
-        self.search, self.part, self.number = search, part, number
+    def __init__(self, search: _Search, parts: Sequence[Part], alike: Sequence[int], share: float) -> None:
+        self.search, self.alike = search, alike
+        self.part, *self.others = (parts[n] for n in alike)
         meter = search.meter
         now = meter.seconds
         self.end = now + share * (meter.deadline - meter.started - now)
         self.seconds = self.end - now
         self.last = meter.evaluations + share * (meter.limit - meter.evaluations)
         self.steps = self.last - meter.evaluations
-        self.chosen = {c: search.relaxed[c] for c in part.classes if c in search.relaxed}
+        self.chosen = {c: search.relaxed[c] for c in self.part.classes if c in search.relaxed}
         self.ms = self.priced(self.chosen)
+        if self.others:  # parts that are alike need not have fared alike
+            for other in self.others:
+                self.better(_renamed(search.relaxed, other, self.part))
+            self.offer(self.chosen)
 
     def priced(self, chosen: Mapping[int, int]) -> float:
         price = self.search.problem.price
@@ -229,7 +235,7 @@ class _PartSearch:
 
     @property
     def done(self) -> bool:
-        return self.search.bounds[self.number] >= self.ms * (1 - RELATIVE)
+        return self.search.bounds[self.alike[0]] >= self.ms * (1 - RELATIVE)
 
     @property
     def over(self) -> bool:
@@ -241,11 +247,18 @@ class _PartSearch:
         own = self.part.program(chosen)
         if own is not None and (ms := self.priced(own)) < self.ms * (1 - 1e-12):
             self.chosen, self.ms = {**self.chosen, **own}, ms
-            self.search.offer(own)
+            self.offer(own)
+
+    def offer(self, chosen: Mapping[int, int]) -> None:
+        """Let the whole program have these e-nodes, and their like in the parts that are alike."""
+        found = dict(chosen)
+        for other in self.others:
+            found |= _renamed(chosen, self.part, other)
+        self.search.offer(found)
 
     def raised(self, bound: float) -> None:
-        bounds = self.search.bounds
-        bounds[self.number] = max(bounds[self.number], min(bound, self.ms))
+        for n in self.alike:
+            self.search.bounds[n] = max(self.search.bounds[n], min(bound, self.ms))
 
     def run(self) -> None:
         if self.part.enodes <= SMALL:
