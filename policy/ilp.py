@@ -25,7 +25,7 @@ from .base import Budget, Extraction, Meter
 from .dag import greedily
 from .formulation import Formulation
 from .neighbourhood import Neighbourhoods
-from .part import Part
+from .part import Part, alike
 from .problem import REDUCING, Problem, Reduction
 from .tree import finite_prices
 
@@ -161,26 +161,21 @@ class _Search:
         """Work on these parts, of those that are alike on one for all; those that are not solved."""
         unsolved = []
         left = float(sum(reduction.parts[n].enodes for n in numbers))
-        for alike in self.alike(reduction, numbers):
+        groups = [[n] for n in range(len(numbers))]
+        if not self.problem.weighted:
+            groups = alike([reduction.parts[n] for n in numbers], self.problem.price)
+        for group in groups:
+            mine = [numbers[k] for k in group]
             if self.meter.exhausted:
-                unsolved += alike
+                unsolved += mine
                 continue
-            mine = len(alike) * reduction.parts[alike[0]].enodes
-            search = _PartSearch(self, reduction.parts, alike, max(LEAST, mine / left))
+            size = len(mine) * reduction.parts[mine[0]].enodes
+            search = _PartSearch(self, reduction.parts, mine, max(LEAST, size / left))
             search.run()
             if not search.done:
-                unsolved += alike
-            left -= mine
+                unsolved += mine
+            left -= size
         return unsolved
-
-    def alike(self, reduction: Reduction, numbers: Sequence[int]) -> list[list[int]]:
-        """These parts in groups of those that are the same but for their names."""
-        if self.problem.weighted:
-            return [[n] for n in numbers]
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for n in numbers:
-            groups.setdefault(reduction.parts[n].signature(self.problem.price), []).append(n)
-        return list(groups.values())
 
     def offer(self, chosen: Mapping[int, int]) -> None:
         """Take these e-nodes into the relaxed program; the whole of it is looked at from time to time."""
@@ -213,9 +208,9 @@ class _Search:
 class _PartSearch:
     """The search of one part, for all that are alike. share: of what is left of the budget."""
 
-    def __init__(self, search: _Search, parts: Sequence[Part], alike: Sequence[int], share: float) -> None:
-        self.search, self.alike = search, alike
-        self.part, *self.others = (parts[n] for n in alike)
+    def __init__(self, search: _Search, parts: Sequence[Part], numbers: Sequence[int], share: float) -> None:
+        self.search, self.numbers = search, numbers
+        self.part, *self.others = (parts[n] for n in numbers)
         meter = search.meter
         now = meter.seconds
         self.end = now + share * (meter.deadline - meter.started - now)
@@ -226,7 +221,7 @@ class _PartSearch:
         self.ms = self.priced(self.chosen)
         if self.others:  # parts that are alike need not have fared alike
             for other in self.others:
-                self.better(_renamed(search.relaxed, other, self.part))
+                self.better(other.renamed(search.relaxed, self.part))
             self.offer(self.chosen)
 
     def priced(self, chosen: Mapping[int, int]) -> float:
@@ -235,7 +230,7 @@ class _PartSearch:
 
     @property
     def done(self) -> bool:
-        return self.search.bounds[self.alike[0]] >= self.ms * (1 - RELATIVE)
+        return self.search.bounds[self.numbers[0]] >= self.ms * (1 - RELATIVE)
 
     @property
     def over(self) -> bool:
@@ -253,11 +248,11 @@ class _PartSearch:
         """Let the whole program have these e-nodes, and their like in the parts that are alike."""
         found = dict(chosen)
         for other in self.others:
-            found |= _renamed(chosen, self.part, other)
+            found |= self.part.renamed(chosen, other)
         self.search.offer(found)
 
     def raised(self, bound: float) -> None:
-        for n in self.alike:
+        for n in self.numbers:
             self.search.bounds[n] = max(self.search.bounds[n], min(bound, self.ms))
 
     def run(self) -> None:
@@ -316,15 +311,6 @@ class _PartSearch:
             meter.evaluations += spent
             self.better(found)
             vain = 0 if self.ms < before else vain + 1
-
-
-def _renamed(chosen: Mapping[int, int], here: Part, there: Part) -> dict[int, int]:
-    """The e-nodes in a part that correspond to those chosen in one like it."""
-    return {
-        d: there.options[d][here.options[c].index(chosen[c])]
-        for c, d in zip(here.classes, there.classes, strict=True)
-        if c in chosen and chosen[c] in here.options[c]
-    }
 
 
 def floor(problem: Problem, part: Part) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..egraph.space import IllegalSelection
 from .base import Meter
 from .neighbourhood import NODES, Neighbourhoods
+from .part import Part, alike
 from .problem import Problem, Reduction
 from .state import Snapshot, State
 
@@ -26,9 +29,12 @@ class Leaps:
         # What a sum of prices makes superfluous need not be so for a cost of kernels.
         self.reduction = Reduction(self.problem, dominate=not self.fused)
         parts = self.reduction.parts
-        self.near = [Neighbourhoods(self.problem, part, rng) for part in parts]
-        self.odds = np.array([float(part.enodes) for part in parts])
-        """How often each part is leapt in; 0 once all of it was chosen at once, by a sum that says all."""
+        groups = alike(parts, self.problem.price) if rules.group else [[n] for n in range(len(parts))]
+        self.alike = [[parts[n] for n in group] for group in groups]
+        """Parts that differ in names only leap together."""
+        self.near = [Neighbourhoods(self.problem, group[0], rng) for group in self.alike]
+        self.odds = np.array([float(len(group) * group[0].enodes) for group in self.alike])
+        """How often each group is leapt in; 0 once all of it was chosen at once, by a sum that says all."""
 
     def landed(self, meter: Meter) -> Snapshot | None:
         """Where a leap from here leads; None if it leads nowhere else."""
@@ -41,14 +47,35 @@ class Leaps:
         here = self.reduction.translated(live)
         if self.fused:
             problem.price = list(self.price * np.exp(self.shake * self.rng.standard_normal(len(self.price))))
+        part, others = near.part, self.alike[number][1:]
+        mine = {c: here[c] for c in part.classes if c in here}
+        if others and not self.fused:  # what one of them has by luck
+            offers = [mine, *(other.renamed(here, part) for other in others)]
+            mine = min(offers, key=lambda chosen: self._sum(part, chosen))
         all_of_it, size = near.whole, near.size
-        found, spent = near.step({c: here[c] for c in near.part.classes if c in here}, meter.left, NODES)
+        found, spent = near.step(mine, meter.left, NODES)
         meter.evaluations += spent
         if all_of_it and near.size > size and not self.fused:
             self.odds[number] = 0.0
-        whole = {**live, **found}
+        whole = {**live, **mine, **found}
+        wide = dict(whole)
+        for other in others:
+            wide |= part.renamed({**mine, **found}, other)
+        for chosen in (wide, whole) if others else (whole,):
+            landed = self._snapshot(chosen)
+            if landed is not None:
+                return landed
+        return None
+
+    def _sum(self, part: Part, chosen: Mapping[int, int]) -> float:
+        own = part.program(chosen)
+        return np.inf if own is None else sum(self.problem.price[i] for i in own.values())
+
+    def _snapshot(self, chosen: Mapping[int, int]) -> Snapshot | None:
+        """The program of these e-nodes, if it is a legal one and another."""
+        state = self.state
         try:
-            landed = state.snapshot_of(problem.selection(whole))
+            landed = state.snapshot_of(self.problem.selection(chosen))
         except IllegalSelection:
             return None
         if landed.key == state.key or landed.bytes > state.rules.bytes_limit:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from ..egraph.space import SearchSpace
 
@@ -12,55 +14,65 @@ ROUNDS = 3
 """How far colours look. More would tell the first and the last of equal layers from the others."""
 
 
-def colours(space: SearchSpace, rounds: int = ROUNDS) -> tuple[list[int], list[int]]:
-    """Colours of classes and of e-nodes: equal ones have isomorphic neighbourhoods of radius `rounds`.
+def colours(space: SearchSpace, rounds: int = ROUNDS) -> np.ndarray:
+    """Colours of e-nodes, uint64[n]: equal ones have isomorphic neighbourhoods of radius `rounds`.
 
     One-dimensional Weisfeiler-Leman refinement over classes and e-nodes in both directions (Shervashidze et al.,
-    JMLR 2011). Which weight a constant holds is not looked at, only its type. Colours are numbered by first appearance.
+    JMLR 2011). Which weight a constant holds is not looked at, only its type. A multiset of colours is the sum of their
+    hashes, 64 bits wide: two that differ agree by chance once in 10^19.
     """
-    kids, const = space.child_lists, space.const.tolist()
-    roots = set(space.roots.tolist())
-    klass = _numbered([(const[c], t, c in roots) for c, t in enumerate(space.types)])
-    plain = [
-        () if const[c] else (op, attrs)
-        for op, attrs, c in zip(space.ops, space.attributes, space.node_class.tolist(), strict=True)
-    ]
-    label = _numbered(plain)
-    node = label
-    readers: list[list[tuple[int, int]]] = [[] for _ in range(space.n_classes)]  # (e-node, operand position)
-    for i, found in enumerate(kids):
-        for position, c in enumerate(found):
-            readers[c].append((i, position))
-    for _ in range(rounds):
-        node = _numbered(
-            [(label[i], klass[space.node_class[i]], *(klass[k] for k in kids[i])) for i in range(len(label))]
-        )
-        klass = _numbered(
+    home, const, n = space.node_class, space.const, space.n_classes
+    roots = np.zeros(n, bool)
+    roots[space.roots] = True
+    klass = _mixed(_numbered(list(zip(const.tolist(), space.types, roots.tolist(), strict=True))))
+    label = _mixed(
+        _numbered(
             [
-                (
-                    klass[c],
-                    () if const[c] else tuple(sorted(node[i] for i in space.nodes_of(c))),
-                    tuple(sorted((node[i], p) for i, p in readers[c])) if not const[c] else (),
-                )
-                for c in range(space.n_classes)
+                None if k else (op, attrs)
+                for op, attrs, k in zip(space.ops, space.attributes, const[home].tolist(), strict=True)
             ]
         )
-    node = _numbered([(node[i], klass[space.node_class[i]]) for i in range(len(label))])
-    return klass, node
+    )
+    node = label
+    reader = np.repeat(np.arange(space.n_nodes), np.diff(space.child_ptr))
+    position = (np.arange(len(space.children)) - space.child_ptr[reader]).astype(np.uint64)
+    for _ in range(rounds):
+        node = _mixed(
+            label + _mixed(klass[home], 1) + _sums(_mixed(klass[space.children] + position, 2), reader, len(label))
+        )
+        mine = _sums(_mixed(node, 3), home, n)
+        read = _sums(_mixed(node[reader] + position, 4), space.children, n)
+        klass = _mixed(klass + np.where(const, np.uint64(0), mine + _mixed(read, 5)))
+    return _mixed(node + _mixed(klass[home], 1))
 
 
-def _numbered(keys: Sequence[Hashable]) -> list[int]:
+def _mixed(values: np.ndarray, salt: int = 0) -> np.ndarray:
+    """A hash of each of these uint64 (Steele et al., SplitMix64, OOPSLA 2014)."""
+    x = values + np.uint64((2 * salt + 1) * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _sums(values: np.ndarray, groups: np.ndarray, n: int) -> np.ndarray:
+    """Sums of the uint64 in each of n groups."""
+    found = np.zeros(n, np.uint64)
+    np.add.at(found, groups, values)
+    return found
+
+
+def _numbered(keys: Sequence[Hashable]) -> np.ndarray:
     seen: dict[Hashable, int] = {}
-    return [seen.setdefault(k, len(seen)) for k in keys]
+    return np.array([seen.setdefault(k, len(seen)) for k in keys], np.uint64)
 
 
 def orbits(space: SearchSpace, candidates: Sequence[int]) -> list[list[int]]:
     """Sets of at least two of the candidate e-nodes with equal colours, one e-node a class, in order of the first."""
-    _, node = colours(space)
+    node, home = colours(space).tolist(), space.node_class.tolist()
     found: dict[int, list[int]] = {}
     last: dict[int, int] = {}
     for i in candidates:
-        c = int(space.node_class[i])
+        c = home[i]
         if last.get(node[i]) != c:  # of several alike in one class the first stands for all
             found.setdefault(node[i], []).append(i)
             last[node[i]] = c

@@ -12,7 +12,8 @@ class Part:
     """A part of a problem that can be solved by itself.
 
     classes: those whose e-node is to be chosen. options: the e-nodes of each. kids: what each e-node needs, as far as
-    that is in question. forced: the classes that must be there. component: the strongly connected component of each
+    that is in question. forced: the classes that must be there. given: how many of them were known to be when the part
+    was made. component: the strongly connected component of each
     class that lies on a cycle, and how many classes that has. needs: what each class cannot be had without, itself
     included, as bits by the places in `classes`.
     """
@@ -25,9 +26,11 @@ class Part:
     sizes: dict[int, int]
     needs: dict[int, int] = field(default_factory=dict)
     place: dict[int, int] = field(default_factory=dict)
+    given: int = 0
 
     def __post_init__(self) -> None:
         self.place = {c: n for n, c in enumerate(self.classes)}
+        self.given = len(self.forced)
 
     @property
     def enodes(self) -> int:
@@ -67,6 +70,14 @@ class Part:
             for c in self.classes
         )
 
+    def renamed(self, chosen: Mapping[int, int], there: Part) -> dict[int, int]:
+        """The e-nodes of `there`, a part like this one, that correspond to those chosen in this one."""
+        return {
+            d: there.options[d][self.options[c].index(chosen[c])]
+            for c, d in zip(self.classes, there.classes, strict=True)
+            if c in chosen and chosen[c] in self.options[c]
+        }
+
     def live(self, chosen: Mapping[int, int]) -> set[int]:
         """The classes that a program has which takes these e-nodes."""
         found: set[int] = set()
@@ -103,6 +114,14 @@ class Part:
         for f in self.forced:
             covered |= self.needs[f] & ~(1 << self.place[f])
         return [f for f in self.classes if f in self.forced and not covered >> self.place[f] & 1]
+
+
+def alike(parts: Sequence[Part], price: Sequence[float]) -> list[list[int]]:
+    """The places of these parts, in groups of those that are the same but for their names."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for n, part in enumerate(parts):
+        groups.setdefault(part.signature(price), []).append(n)
+    return list(groups.values())
 
 
 def dominators(part: Part) -> None:

@@ -120,10 +120,11 @@ class Reduction:
         self.parts: list[Part] = []
         changed = True
         while changed:
-            known = len(self.forced)
+            known, before = len(self.forced), {id(part) for part in self.parts}
             self.parts = self._split(self._reached())
             self.forced.update(*(part.forced for part in self.parts))
-            changed = sum(self._filter(part) for part in self.parts) > 0 or len(self.forced) > known
+            removed = sum(self._filter(part) for part in self.parts if id(part) not in before)
+            changed = removed > 0 or len(self.forced) > known
         for part in self.parts:
             if part.enodes == len(part.forced):  # nothing to choose
                 self.decided |= {c: part.options[c][0] for c in part.classes}
@@ -179,11 +180,17 @@ class Reduction:
         for c in reached:
             groups.setdefault(0 if self.problem.weighted else find(c), []).append(c)  # a limit concerns all
             sizes[ring[c]] = sizes.get(ring[c], 0) + 1
-        parts = []
+        parts, before = [], {part.classes[0]: part for part in self.parts}
         for classes in groups.values():
+            # Parts only fall apart, lose e-nodes and have more forced: the same numbers are the same part.
+            was, enodes = before.get(classes[0]), sum([len(options[c]) for c in classes])
+            given = forced.intersection(classes)
+            if was is not None and (len(was.classes), was.enodes, was.given) == (len(classes), enodes, len(given)):
+                parts.append(was)
+                continue
             own = {i: tuple(k for k in kids[i] if matters(c, k)) for c in classes for i in options[c]}
             rings = {c: ring[c] for c in classes if ring[c] >= 0}
-            part = Part(classes, {c: options[c] for c in classes}, own, forced.intersection(classes), rings, sizes)
+            part = Part(classes, {c: options[c] for c in classes}, own, given, rings, sizes)
             dominators(part)
             parts.append(part)
         return parts
