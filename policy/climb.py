@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ..cost.base import Cost
     from ..egraph.space import SearchSpace, Selection
 
+MANY = 4096
+"""Where there are more moves than this, not all of them are looked at before one is taken."""
+
 
 class Climb:
     """Descent, chains, then annealed rounds.
@@ -73,11 +76,13 @@ class Climb:
             state.restore(state.snapshot_of(self.start))
         meter.evaluations = 1
         meter.improved(state.cost)
+        if len(rules) > MANY:
+            self._together(state, meter)
         self.steepest(state, meter)
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]
         length = max(1000, self.sweeps * len(rules))
-        usable = self.leaps and sizes.size and meter.affords(2 * REDUCING * space.n_nodes)
+        usable = self.leaps and sizes.size and meter.affords(1.5 * REDUCING * space.n_nodes)
         leaps = Leaps(state, rng, self.shake) if usable and not meter.exhausted else None
         before = np.inf
         while state.cost < before - rules.epsilon and not meter.exhausted:
@@ -160,6 +165,28 @@ class Climb:
                 break
         return False
 
+    def _together(self, state: State, meter: Meter) -> None:
+        """Moves of whole orbits, by what the one in their middle says: where moves are many, this is known at once."""
+        rules, vain = state.rules, set[int]()
+        sizes = np.diff([*rules.orbit_start.tolist(), len(rules.orbit_sites)])
+        middle = rules.orbit_sites[rules.orbit_start + sizes // 2]
+        while len(middle) and not meter.exhausted:
+            for a in middle.tolist():
+                meter.evaluations += state.renewed(a)
+            gain = np.where(state.known[middle] & state.fits[middle], state.delta[middle] * sizes, 0.0)
+            gain[list(vain)] = 0.0
+            k = int(gain.argmin())
+            if gain[k] >= -rules.epsilon:
+                return
+            move = state.evaluate(rules.n_sites + k)
+            meter.evaluations += 1
+            if move is not None and move.cost < -rules.epsilon and state.bytes + move.bytes <= rules.bytes_limit:
+                state.apply(rules.n_sites + k)
+                meter.improved(state.cost)
+                vain.clear()
+            else:
+                vain.add(k)
+
     def _leap(self, leaps: Leaps, meter: Meter) -> bool:
         """Leap from the best program, and descend, until nothing comes of it for some time; whether anything did."""
         state, vain, better = leaps.state, 0, False
@@ -180,15 +207,13 @@ class Climb:
         return better
 
     def steepest(self, state: State, meter: Meter) -> None:
-        """The move that lowers the cost most, again and again."""
+        """The move that lowers the cost most, again and again; where many are unknown, the best of the known ones."""
         while True:
             a = -1
             while a < 0:
-                some = look(state, meter, self.chunk)
-                gain = np.where(state.known & state.fits, state.delta, 0.0)
-                if gain.size and gain.min() < -state.rules.epsilon:
-                    a = int(gain.argmin())
-                elif not some:
+                some = 0 if state.stale > MANY and self._best(state) >= 0 else look(state, meter, self.chunk)
+                a = self._best(state)
+                if a < 0 and not some:
                     return
             if a >= state.rules.n_sites:  # the sum over an orbit's sites is a guess
                 move = state.evaluate(a)
@@ -199,6 +224,13 @@ class Climb:
             meter.improved(state.cost)
             if meter.exhausted:
                 return
+
+    @staticmethod
+    def _best(state: State) -> int:
+        """Of the moves that are known, the one that lowers the cost most; -1 if none does."""
+        gain = np.where(state.known & state.fits, state.delta, 0.0)
+        a = int(gain.argmin()) if gain.size else -1
+        return a if a >= 0 and gain[a] < -state.rules.epsilon else -1
 
     def _anneal(self, state: State, meter: Meter, rng: np.random.Generator, heat: float, length: int) -> Snapshot:
         """So many Metropolis steps from `heat` (ms) down; the cheapest program of the colder half."""

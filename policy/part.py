@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -44,12 +43,9 @@ class Part:
             found |= self.needs[k]
         return found
 
-    def bits(self, classes: Iterable[int]) -> int:
-        """These classes as bits."""
-        found = 0
-        for k in classes:
-            found |= 1 << self.place[k]
-        return found
+    def has(self, found: int, classes: Iterable[int]) -> bool:
+        """Whether these bits have all of the classes."""
+        return all(found >> self.place[k] & 1 for k in classes)
 
     def members(self, found: int) -> Iterator[int]:
         """The classes of these bits."""
@@ -133,23 +129,46 @@ def dominators(part: Part) -> None:
     needs = part.needs = dict.fromkeys(part.classes, everything)
     readers: dict[int, list[int]] = {c: [] for c in part.classes}
     for c in part.classes:
-        for k in {k for i in part.options[c] for k in part.kids[i]}:
-            readers[k].append(c)
-    queue, queued = deque(reversed(part.classes)), set(part.classes)
-    while queue:
-        c = queue.popleft()
-        queued.discard(c)
-        found = everything
         for i in part.options[c]:
-            found &= part.below(i)
-        found |= 1 << part.place[c]
-        if found != needs[c]:
-            needs[c] = found
-            for r in readers[c]:
-                if r not in queued:
-                    queued.add(r)
-                    queue.append(r)
+            for k in part.kids[i]:
+                readers[k].append(c)
+    order = _founded(part)
+    stale = dict.fromkeys(part.classes, True)
+    while any(stale.values()):
+        for c in order:
+            if stale[c]:
+                stale[c] = False
+                found = everything
+                for i in part.options[c]:
+                    found &= part.below(i)
+                found |= 1 << part.place[c]
+                if found != needs[c]:
+                    needs[c] = found
+                    for r in readers[c]:
+                        stale[r] = True
     forced = 0
     for f in part.forced:
         forced |= needs[f]
     part.forced = set(part.members(forced))
+
+
+def _founded(part: Part) -> list[int]:
+    """All classes, each after those by which it can be derived first; those that cannot be derived come last."""
+    readers: dict[int, list[tuple[int, int]]] = {c: [] for c in part.classes}
+    missing: dict[int, int] = {}
+    order: dict[int, None] = {}
+    for c in part.classes:
+        for i in part.options[c]:
+            missing[i] = len(part.kids[i])
+            if not missing[i]:
+                order[c] = None
+            for k in part.kids[i]:
+                readers[k].append((i, c))
+    queue = list(order)
+    for k in queue:  # grows while it is gone through
+        for i, c in readers[k]:
+            missing[i] -= 1
+            if not missing[i] and c not in order:
+                order[c] = None
+                queue.append(c)
+    return list(dict.fromkeys([*queue, *part.classes]))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..egraph.space import SearchSpace, Selection
 
 
-REDUCING = 6e-5
+REDUCING = 5e-5
 """Seconds that a problem and its reduction take for each e-node, roughly: neither can be interrupted."""
 
 
@@ -201,15 +201,20 @@ class Reduction:
         weighted = self.problem.weighted
         removed = 0
         for c in part.classes:
-            below = {i: part.below(i) for i in self.options[c]}
             mine = 1 << part.place[c]
+            if len(self.options[c]) == 1:
+                if part.below(self.options[c][0]) & mine:
+                    self.options[c] = []
+                    removed += 1
+                continue
+            below = {i: part.below(i) for i in self.options[c]}
             kept: list[int] = []
-            direct = {i: part.bits(part.kids[i]) for i in self.options[c]}
-            for i in sorted(self.options[c], key=lambda i: (price[i], direct[i].bit_count(), i)):
+            # fewest operands first: only what needs no more than another does can make that superfluous
+            for i in sorted(self.options[c], key=lambda i: (price[i], len(part.kids[i]), i)):
                 if below[i] & mine:
                     continue
                 for j in kept if self.dominate else ():
-                    if not direct[j] & ~below[i] and not (weighted and set(weights[j]) - set(weights[i])):
+                    if part.has(below[i], part.kids[j]) and not (weighted and set(weights[j]) - set(weights[i])):
                         self.instead[i] = j
                         break
                 else:

@@ -116,9 +116,9 @@ class State:
         return self.closable & ~self._old
 
     @property
-    def stale(self) -> bool:
-        """Whether moves have to be worked out again."""
-        return bool(self._stale)
+    def stale(self) -> int:
+        """How many moves have to be worked out again."""
+        return len(self._stale)
 
     def stale_actions(self) -> list[int]:
         """The actions whose moves have to be worked out again: those near the last changes."""
@@ -135,6 +135,13 @@ class State:
         if not self._stale and not self._summed:
             self._sum()
         return len(todo)
+
+    def renewed(self, a: int) -> bool:
+        """Work out this one move if it is stale; whether it was."""
+        if a not in self._stale:
+            return False
+        self.evaluate(a)
+        return True
 
     def _sum(self) -> None:
         r = self.rules
