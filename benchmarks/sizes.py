@@ -5,7 +5,8 @@
 E-graphs of models of the zoo that come in any size, saturated with all rules: a decoder whose layers are all alike, and
 random cells of which no two are. Each run is a process of its own. `tree` and `dag` run to their end; `climb` has so
 many seconds, and what counts is when it was within 0.1 % of where it ended: its plateau. So has `saturation`, which
-stops earlier if it has proved that nothing is cheaper. Memory is the most that the process held, saturation included, and what extraction added to that. Needs matplotlib (the `notebooks` extra).
+stops earlier if it has proved that nothing is cheaper. Memory is the most that the process held, with the e-graph that
+was saturated, and what extraction added to that. Needs matplotlib (the `notebooks` extra).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Hill climbing by substitutions: down to a local optimum, then out of it by annealing while budget remains.
 
-Descent over the group moves comes first, over plateaus and along chains too: a scale that moves through a transpose
-and a reshape costs about the same at each step and pays at the last, where it folds into a weight. Then rounds of
-simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best program so far, each cooled down to the scale of
-the smallest gains and ended by a descent. Annealing looks at one random move a step, so a round costs no more
-evaluations than it has steps. Between rounds it leaps: the e-nodes of some neighbouring classes are chosen anew, all at
-once and exactly, by the sum of prices (`neighbourhood`). Where the cost is more than a sum, prices are shaken at random
-for each leap, so that what it proposes varies. Deterministic for a seed and a budget in steps.
+Where moves are very many, whole orbits of them come first. Then descent over the group moves, over plateaus and along
+chains too: a scale that moves through a transpose and a reshape costs about the same at each step and pays at the last,
+where it folds into a weight. Then rounds of simulated annealing (Kirkpatrick, Gelatt, Vecchi 1983) from the best
+program so far, each cooled down to the scale of the smallest gains and ended by a descent. Annealing looks at one
+random move a step, so a round costs no more evaluations than it has steps. Between rounds it leaps: the e-nodes of some
+neighbouring classes are chosen anew, all at once and exactly, by the sum of prices (`neighbourhood`), in all layers
+that are alike. Where the cost is more than a sum, prices are shaken at random for each leap, so that what it proposes
+varies. Deterministic for a seed and a budget in steps.
 """
 
 from __future__ import annotations

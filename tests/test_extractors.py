@@ -6,13 +6,20 @@ from itertools import product
 import numpy as np
 import pytest
 
+from xrlflow import zoo
 from xrlflow.cost.base import Cost, bind
 from xrlflow.cost.roofline import roofline
 from xrlflow.egraph.graph import GraphBuilder, TensorType, attributes
+from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import IllegalSelection, SearchSpace, Selection
 from xrlflow.errors import UserError
-from xrlflow.policy.base import Budget, extractor, names
+from xrlflow.lowering import load
+from xrlflow.policy import climb
+from xrlflow.policy.base import Budget, Meter, extractor, names
+from xrlflow.policy.leaps import Leaps
 from xrlflow.policy.orbits import components, orbits
+from xrlflow.policy.part import alike
+from xrlflow.policy.problem import Problem, Reduction
 from xrlflow.policy.puzzles import SpaceBuilder, puzzle
 from xrlflow.policy.state import State
 from xrlflow.policy.substitution import Substitutions
@@ -376,3 +383,52 @@ def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="no extractor is called 'best'"):
         extractor("best")
     assert "rl" in names()
+
+
+@pytest.fixture(scope="module")
+def layers():
+    """A decoder of equal layers, none of which is solved within a few steps."""
+    space = saturate(load(zoo.build("deep-decoder", operators=300)))
+    return space, bind(roofline("epyc-1t"), space)
+
+
+def test_parts_that_are_alike_are_searched_as_one(layers):
+    space, cost = layers
+    found = extractor("ilp").extract(space, cost, Budget(steps=60), np.random.default_rng(0))
+    assert found.extras["proof"] != "optimal"
+    problem = Problem(space, cost)
+    parts = Reduction(problem).parts
+    groups = [[parts[n] for n in group] for group in alike(parts, problem.price)]
+    assert max(map(len, groups)) >= 4
+    chosen = {c: int(i) for c, i in enumerate(found.selection.choice) if i >= 0}
+    for group in groups:
+        sums = {round(sum(problem.price[chosen[c]] for c in part.classes if c in chosen), 9) for part in group}
+        assert len(sums) == 1, "layers that are alike have fared differently"
+
+
+def test_where_moves_are_many_layers_move_together(layers, monkeypatch):
+    space, cost = layers
+    costs = {}
+    for many in (10, 1 << 30):
+        monkeypatch.setattr(climb, "MANY", many)
+        found = extractor("climb", leaps=0).extract(space, cost, Budget(steps=400), np.random.default_rng(0))
+        assert cost.legal(found.selection)
+        assert found.cost == pytest.approx(cost.total(found.selection))
+        costs[many] = found.cost
+    assert costs[10] < 0.9 * costs[1 << 30]
+
+
+def test_leaps_change_all_layers_that_are_alike(layers):
+    space, cost = layers
+    state = State(Substitutions(space, cost))
+    leaps, meter = Leaps(state, np.random.default_rng(0), 0.0), Meter(Budget(steps=10_000))
+    layer = max(range(len(leaps.alike)), key=lambda n: len(leaps.alike[n]))
+    leaps.odds[:] = 0
+    leaps.odds[layer] = 1.0
+    landed = next(s for s in (leaps.landed(meter) for _ in range(20)) if s is not None and s.cost < state.cost)
+    state.restore(landed)
+    chosen = {c: i for c, i in enumerate(state.choice) if state.refs[c]}
+    prices = {
+        round(sum(state.rules.price[chosen[c]] for c in part.classes if c in chosen), 9) for part in leaps.alike[layer]
+    }
+    assert len(prices) == 1
