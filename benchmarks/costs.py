@@ -7,7 +7,8 @@ Of each model some programs of its search space are drawn: what climbing finds, 
 priced by the sum of its operators' own latencies (`kernels`), by the predicted fusion with a roofline
 (`fusion:epyc-1t`) and with timed kernels (`fusion:llvm`; settled: timed once more, all together, as a search does with
 its finalists), and run: tuned by TVM, all programs by turns in one process, the median of the rounds counting, as it
-does for kernels. All latencies are of kernels with the same tuned schedules. Kendall's τ says whether a cost orders
+does for kernels. All latencies are of kernels with the same tuned schedules, and at the same speed of the machine: where the two
+reference kernels, which run along with everything, say that it was slower or faster, what was run is corrected by that. Kendall's τ says whether a cost orders
 programs as they run.
 """
 
@@ -37,6 +38,7 @@ from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
 from xrlflow.cost.fused import FusedKernels
 from xrlflow.cost.fusion import FusionCost, fusion
+from xrlflow.cost.references import REFERENCES, pace, reference_model
 from xrlflow.cost.roofline import roofline
 from xrlflow.cost.target import Target
 from xrlflow.cost.worker import Worker, WorkerDied, WorkerError
@@ -126,8 +128,12 @@ def remembered(jobs: Sequence[Job], trials: int, database: Database) -> dict[str
 
 def together(
     models: Mapping[str, onnx.ModelProto], trials: int, database: Database, rounds: tuple[int, int, float]
-) -> dict[str, list[float]]:
-    """Milliseconds of programs and kernels, all of them once in each round: the machine is the same for all."""
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of programs and kernels, all of them once in each round: the machine is the same for all. And how
+    many times slower it was than when the reference kernels were first timed; the figures are without that."""
+    state = Bench(LLVM, database, trials).state_of("")
+    first = {n: database.get(n, LLVM.fingerprint(), LLVM.threads, state) for n in REFERENCES}
+    models = {**models, **{name: reference_model(name) for name in REFERENCES}}
     folder = str(database.schedules(LLVM.fingerprint()))
     with Worker() as worker:
         for key, model in models.items():
@@ -139,7 +145,8 @@ def together(
             except WorkerError as error:
                 print(f"{key} does not run: {str(error)[:120]}", flush=True)
         figures: dict[str, list[float]] = worker.call(f"{TASKS}:time_kernels", *rounds, timeout=3600)
-    return figures
+    slower = pace(figures, {name: found.ms for name, found in first.items() if found is not None})
+    return {key: [ms / slower for ms in found] for key, found in figures.items() if key not in REFERENCES}, slower
 
 
 def untuned(model: onnx.ModelProto) -> float:
@@ -192,12 +199,12 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     clusters = {j.key: j for s in chosen for j in model.jobs(cost, s)}
     models = {f"program {k}": to_onnx(space.to_graph(s)) for k, s in enumerate(chosen)}
     models |= {key: job.model() for key, job in clusters.items() if model.timings.known.get(key, math.inf) < math.inf}
-    figures = together(models, trials, database, ROUNDS)
+    figures, slower = together(models, trials, database, ROUNDS)
     median = {key: statistics.median(found) for key, found in figures.items()}
     kept = [k for k in range(len(chosen)) if f"program {k}" in median]
     model.know({key: median[key] / clusters[key].copies for key in clusters if key in median}, [cost])
     record["fusion, by turns"] = [cost.total(s) for s in chosen]
-    again = together({f"program {k}": models[f"program {k}"] for k in kept}, trials, database, ALONE)
+    again, later = together({f"program {k}": models[f"program {k}"] for k in kept}, trials, database, ALONE)
     kept = [k for k in kept if f"program {k}" in again]  # TVM's fusion fails on some programs, not each time
     for kind in COSTS:
         if record.get(kind) is not None:
@@ -207,7 +214,7 @@ def examined(name: str, sizes: dict[str, int], number: int, trials: int) -> dict
     ordered = [again[f"program {k}"] for k in kept]
     quartiles = [float(np.subtract(*np.percentile(f, [75, 25]))) for f in ordered]
     return record | {
-        "programs": len(kept), "ms": [statistics.median(f) for f in runs], "spread": spread,
+        "slower": [slower, later], "programs": len(kept), "ms": [statistics.median(f) for f in runs], "spread": spread,
         "order": [statistics.median(f) for f in ordered],
         "standard_error": [1.25 / 1.35 * q / len(f) ** 0.5 for q, f in zip(quartiles, ordered, strict=True)],
         "judges": judges(space, [chosen[k] for k in kept], database), "untuned": untuned(models["program 0"]),
@@ -256,7 +263,8 @@ def report(records: list[dict[str, Any]]) -> str:
         "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
         "pairs of programs; and over those that the runs tell apart, by two standard errors. `fusion:llvm`: kernels as",
         "a search first times them. *Settled*: timed once more, together, as its finalists' are. *By turns*: timed in",
-        "the rounds that the programs are run in, so that the machine is the same for both.\n",
+        "the rounds that the programs are run in. All at the speed that the machine had when two reference kernels,",
+        "which run along with everything, were first timed; *slower*: how much slower it was when the programs ran.\n",
         "| model | programs | pairs told apart | cost | error | τ | τ of these |",
         "|---|--:|--:|---|--:|--:|--:|",
     ]
@@ -267,12 +275,13 @@ def report(records: list[dict[str, Any]]) -> str:
     lines += [
         "\nThe input as it stands, in ms, and what tuning and timing took for all programs of a model. A program is *a",
         "judge* if each kernel above 5 % of its time is tuned. Spread: between the quartiles of a program's rounds.\n",
-        "| model | untuned | tuned | ONNX Runtime | tuning, s | best program | worst | spread | judges |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | untuned | tuned | ONNX Runtime | tuning, s | best program | worst | slower | spread | judges |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in records:
         times = [f"{ms:.3g}" for ms in (r["untuned"], r["ms"][0], r["onnxruntime"])]
         rest = [f"{r['tuning_seconds']:.0f}", f"{min(r['ms']):.3g}", f"{max(r['ms']):.3g}"]
+        rest += [f"{100 * (r['slower'][0] - 1):+.0f} %"] if "slower" in r else [""]
         rest += [f"{100 * statistics.median(r['spread']):.1f} %", f"{r['judges']} of {r['programs']}"]
         lines.append(f"| {r['model']} | {' | '.join([*times, *rest])} |")
     return "\n".join(lines) + "\n"

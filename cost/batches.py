@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..lowering.single import NotSingle
-from .references import REFERENCES, reference_model
+from .references import REFERENCES, pace, reference_model
 from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
 
 if TYPE_CHECKING:
@@ -244,19 +244,17 @@ class Batches:
 
     def drift(self, figures: Mapping[str, Sequence[float]]) -> float:
         """How many times slower the machine is than when the references were first timed; 1 if about as fast."""
-        bench, changes = self.bench, []
-        for name in REFERENCES:
-            if name not in figures:
-                continue
-            ms = statistics.median(figures[name])
-            with self.lock:
-                key = (bench.target.threads, bench.state_of(""))
-                known = bench.database.get(name, bench.target.fingerprint(), *key)
-                if known is None:
-                    bench.database.put(name, bench.target.fingerprint(), ms, *key)
-            changes.append(0.0 if known is None else math.log(ms / known.ms))
-        change = statistics.fmean(changes) if changes else 0.0
-        return math.exp(change) if abs(change) > math.log1p(DRIFT) else 1.0
+        bench, known = self.bench, dict[str, float]()
+        key = (bench.target.threads, bench.state_of(""))
+        with self.lock:
+            for name in REFERENCES:
+                if name in figures:
+                    found = bench.database.get(name, bench.target.fingerprint(), *key)
+                    known[name] = statistics.median(figures[name]) if found is None else found.ms
+                    if found is None:
+                        bench.database.put(name, bench.target.fingerprint(), known[name], *key)
+        slower = pace(figures, known)
+        return slower if abs(math.log(slower)) > math.log1p(DRIFT) else 1.0
 
     # The queue
 

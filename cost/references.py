@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,3 +31,10 @@ def reference_model(name: str) -> onnx.ModelProto:
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
     graph = helper.make_graph([node], "reference", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def pace(figures: Mapping[str, Sequence[float]], known: Mapping[str, float]) -> float:
+    """How many times slower the references ran by these figures (ms of each round) than is `known` of them (ms): the
+    geometric mean over those that are in both; 1 if there are none."""
+    changes = [math.log(statistics.median(figures[n]) / known[n]) for n in REFERENCES if n in figures and n in known]
+    return math.exp(statistics.fmean(changes)) if changes else 1.0
