@@ -134,7 +134,8 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
 
 @_device_watched()
 def time_kernels(least: int, most: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of all kernels that are ready, one figure in each round; the order within a round is random.
+    """Milliseconds of all kernels that are ready, one figure in each round, after some runs that are not counted; the
+    order within a round is random.
 
     least, most: rounds at least and at most; between these there are as many as fit in `seconds`. The kernels are
     dropped afterwards.
@@ -145,7 +146,8 @@ def time_kernels(least: int, most: int, seconds: float) -> dict[str, list[float]
     for k in range(most):
         for i in rng.permutation(len(keys)).tolist():
             program, inputs, number = _kept[keys[i]]
-            figures[keys[i]].append(program.time(inputs, number, 1)[0])
+            # After the others the caches hold little of it: the first runs are up to twice as long as those that follow.
+            figures[keys[i]].append(program.time(inputs, number, 3 if number == 1 else 2)[-1])
         if k + 1 >= least and time.monotonic() - start > seconds:
             break
     drop()
