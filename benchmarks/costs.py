@@ -7,7 +7,7 @@ Of each model some programs of its search space are drawn: what climbing finds, 
 priced by the sum of its operators' own latencies (`kernels`), by the predicted fusion with a roofline
 (`fusion:epyc-1t`) and with timed kernels (`fusion:llvm`; settled: timed once more, all together, as a search does with
 its finalists), and run: tuned by TVM, all programs by turns in one process, the median of the rounds counting, as it
-does for does for kernels. All latencies are of kernels with the same tuned schedules, and at the same speed of the machine:
+does for kernels. All latencies are of kernels with the same tuned schedules, and at the same speed of the machine:
 where the two reference kernels, which run along with everything, say that it was slower or faster, what was run is
 corrected by that. Kendall's τ says whether a cost orders programs as they run.
 """

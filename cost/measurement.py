@@ -146,7 +146,7 @@ def time_kernels(least: int, most: int, seconds: float) -> dict[str, list[float]
     for k in range(most):
         for i in rng.permutation(len(keys)).tolist():
             program, inputs, number = _kept[keys[i]]
-            # After the others the caches hold little of it: the first runs are up to twice as long as those that follow.
+            # After the others the caches hold little of it: its first runs are up to twice as long as later ones.
             figures[keys[i]].append(program.time(inputs, number, 3 if number == 1 else 2)[-1])
         if k + 1 >= least and time.monotonic() - start > seconds:
             break
