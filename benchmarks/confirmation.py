@@ -89,18 +89,20 @@ def report(records: list[dict[str, Any]]) -> str:
         "# How often verdicts are wrong",
         "\n    python benchmarks/confirmation.py --searches 300 --planted 0 --seconds 8",
         "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 40\n",
-        f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
+        f"xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
         "A/A: the best of 8 candidates that are no faster; so many searches side by side. Planted: 5 % more work.\n",
-        "| | most seconds | side by side | comparisons | faster | tie | slower | median ratio | median margin | s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| | machine | most seconds | side by side | comparisons | faster | tie | slower | median ratio | median margin | s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in ("A/A", "planted"):
-        for limit, jobs in sorted({(r["limit"], r["jobs"]) for r in records if r["kind"] == kind}):
-            own = [r for r in records if (r["kind"], r["limit"], r["jobs"]) == (kind, limit, jobs)]
+        series = ("limit", "jobs", "machine")
+        for which in sorted({tuple(r[s] for s in series) for r in records if r["kind"] == kind}):
+            own = [r for r in records if r["kind"] == kind and tuple(r[s] for s in series) == which]
+            limit, jobs, machine = which
             count = Counter(r["verdict"] for r in own)
             middle = [statistics.median(r[k] for r in own) for k in ("speedup", "margin")]
             lines.append(
-                f"| {kind} | {limit:g} | {jobs} | {len(own)} | {count['faster']} | {count['tie']} | {count['slower']} "
+                f"| {kind} | {machine} | {limit:g} | {jobs} | {len(own)} | {count['faster']} | {count['tie']} | {count['slower']} "
                 f"| {middle[0]:.3f} | {100 * middle[1]:.1f} % | {statistics.mean(r['seconds'] for r in own):.1f} |"
             )
     return "\n".join(lines) + "\n"
@@ -115,6 +117,7 @@ def main() -> int:
     options = parser.parse_args()
     file = RESULTS / "confirmation.json"
     records: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    machine = f"{processor()}; {datetime.now(UTC):%Y-%m-%d}"
     settings = {"limit": options.seconds, "jobs": options.jobs}
     done = {(r["kind"], r["number"]) for r in records if settings.items() <= r.items()}
     # in turn, so that a run that is cut short has some of both
@@ -127,7 +130,7 @@ def main() -> int:
     lock = threading.Lock()
 
     def one(item: tuple[str, Callable[[int, float, Path], dict[str, Any]], int]) -> None:
-        record = item[1](item[2], options.seconds, Path(folder)) | {"jobs": options.jobs}
+        record = item[1](item[2], options.seconds, Path(folder)) | {"jobs": options.jobs, "machine": machine}
         with lock:
             records.append(record)
             print(json.dumps(record), flush=True)
