@@ -91,7 +91,7 @@ def report(records: list[dict[str, Any]]) -> str:
         "    python benchmarks/confirmation.py --searches 0 --planted 100 --seconds 40\n",
         f"xrlflow {xrlflow.__version__}, onnxruntime, one thread.",
         "A/A: the best of 8 candidates that are no faster; so many searches side by side. Planted: 5 % more work.\n",
-        "| | machine | most seconds | side by side | comparisons | faster | tie | slower | median ratio | median margin | s |",
+        "| | machine | most seconds | side by side | number | faster | tie | slower | median ratio | margin | s |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in ("A/A", "planted"):
@@ -101,9 +101,11 @@ def report(records: list[dict[str, Any]]) -> str:
             limit, jobs, machine = which
             count = Counter(r["verdict"] for r in own)
             middle = [statistics.median(r[k] for r in own) for k in ("speedup", "margin")]
+            counts = " | ".join(str(count[verdict]) for verdict in ("faster", "tie", "slower"))
+            took = statistics.mean(r["seconds"] for r in own)
             lines.append(
-                f"| {kind} | {machine} | {limit:g} | {jobs} | {len(own)} | {count['faster']} | {count['tie']} | {count['slower']} "
-                f"| {middle[0]:.3f} | {100 * middle[1]:.1f} % | {statistics.mean(r['seconds'] for r in own):.1f} |"
+                f"| {kind} | {machine} | {limit:g} | {jobs} | {len(own)} | {counts} | {middle[0]:.3f} "
+                f"| {100 * middle[1]:.1f} % | {took:.1f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from .base import Budget, Extraction, Trace
 from .climb import Climb
 from .ilp import ILP
+from .problem import REDUCING
+from .substitution import SETTING_UP
 
 if TYPE_CHECKING:
     from ..cost.base import Cost
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
 CLIMB = 0.2
 """Share of the budget for climbing where the cost is a sum, so that something can be proved."""
 
+FOUND = 1.5
+"""It has so many times at least what setting it up takes: a large step is made at once."""
+
 SUM, HALF = 0.2, 0.5
 """Shares where it is not: of the whole for the cheapest sum, of the rest for climbing from the input."""
 
 
 class Saturation:
-    """Climb from the input, then ILP from there.
+    """Climb from the input, then ILP from there. Where the time is too short to reduce the problem, only climb.
 
     Under a cost of fused kernels, which is no sum: climb from the input, and from the program with the cheapest sum.
     `extras` as those of ILP.
@@ -33,7 +39,12 @@ class Saturation:
 
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         if cost.ledger([], []) is None:
-            first = Climb().extract(space, cost, _share(budget, CLIMB), rng)
+            each = math.inf if budget.seconds is None else budget.seconds / space.n_nodes
+            if each < SETTING_UP:
+                found = ILP().extract(space, cost, budget, rng)  # what greedy extraction finds
+                return self._joined([found], found.stop_reason, found.extras)
+            climb = max(CLIMB, FOUND * SETTING_UP / each) if each >= SETTING_UP + REDUCING else 1.0
+            first = Climb().extract(space, cost, _share(budget, climb), rng)
             second = ILP(first.selection).extract(space, cost, _rest(budget, first.trace), rng)
             return self._joined([first, second], second.stop_reason, second.extras)
         sums = ILP().extract(space, cost, _share(budget, SUM), rng)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..cost.base import Cost
     from ..egraph.space import SearchSpace
 
+SETTING_UP = 2e-5
+"""Seconds that `Substitutions` takes for each e-node, roughly."""
+
 EPSILON = 1e-9
 """Cost differences below this share of the original's cost are rounding."""
 
