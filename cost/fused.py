@@ -264,15 +264,14 @@ class FusedKernels(Fusion):
 
     def _ask(self, cost: FusionCost, selection: Selection, jobs: dict[str, tuple[float, Job]]) -> None:
         """Note the kernels of a program that are not known, with their share of the time as far as it can be told."""
-        timings = self.timings
-        for pricer, cluster, members, rough in self._clusters(cost, selection):
+        timings, clusters = self.timings, list(self._clusters(cost, selection))
+        found = self.bench.remembered([c.key for _, c, _, _ in clusters if c.key not in timings.asked])
+        timings.known.update(found)
+        timings.remembered.update(found)
+        for pricer, cluster, members, rough in clusters:
             key = cluster.key
+            timings.asked.add(key)
             timings.roofline[key], timings.kind[key] = rough, pricer.kind(members)
-            if key not in timings.asked:
-                timings.asked.add(key)
-                found = self.bench.remembered([key])
-                timings.known.update(found)
-                timings.remembered.update(found)
             if key not in timings.known:
                 job = self._job(cluster, pricer)
                 jobs[key] = (jobs.get(key, (0.0, job))[0] + pricer.price(members), job)

@@ -12,9 +12,8 @@ class Part:
 
     classes: those whose e-node is to be chosen. options: the e-nodes of each. kids: what each e-node needs, as far as
     that is in question. forced: the classes that must be there. given: how many of them were known to be when the part
-    was made. component: the strongly connected component of each
-    class that lies on a cycle, and how many classes that has. needs: what each class cannot be had without, itself
-    included, as bits by the places in `classes`.
+    was made. component: the strongly connected component of each class that lies on a cycle, and how many classes that
+    has. needs: what each class cannot be had without, itself included, as bits by the places in `classes`.
     """
 
     classes: list[int]
