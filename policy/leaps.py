@@ -13,6 +13,9 @@ from .part import Part, alike
 from .problem import Problem, Reduction
 from .state import Snapshot, State
 
+LARGE = 4096
+"""In a space of so many classes two groups of parts are leapt in at once, in one of twice as many three, and so on."""
+
 
 class Leaps:
     """Leaps from the program of `state`.
@@ -37,35 +40,48 @@ class Leaps:
         """How often each group is leapt in; 0 once all of it was chosen at once, by a sum that says all."""
 
     def landed(self, meter: Meter) -> Snapshot | None:
-        """Where a leap from here leads; None if it leads nowhere else."""
-        if not self.odds.any():
+        """Where a leap from here leads; None if it leads nowhere else.
+
+        By a sum of prices parts do not concern each other. So where a space is large, and coming down from a leap takes
+        long, several are leapt in at once.
+        """
+        left = int(np.count_nonzero(self.odds))
+        if not left:
             return None
-        state, problem = self.state, self.problem
-        number = int(self.rng.choice(len(self.near), p=self.odds / self.odds.sum()))
-        near = self.near[number]
+        state = self.state
         live = {c: i for c, i in enumerate(state.choice) if state.refs[c] and not state.rules.const[c]}
         here = self.reduction.translated(live)
         if self.fused:
-            problem.price = list(self.price * np.exp(self.shake * self.rng.standard_normal(len(self.price))))
-        part, others = near.part, self.alike[number][1:]
+            shaken = self.price * np.exp(self.shake * self.rng.standard_normal(len(self.price)))
+            self.problem.price = list(shaken)
+        some = 1 if self.fused else min(left, 1 + len(state.choice) // LARGE)
+        odds = self.odds / self.odds.sum()
+        whole, wide = dict(live), dict(live)
+        for number in self.rng.choice(len(self.near), some, replace=False, p=odds).tolist():
+            found = self._leapt(number, here, meter)
+            part, *others = self.alike[number]
+            whole |= found
+            wide |= found
+            for other in others:
+                wide |= part.renamed(found, other)
+        for chosen in (whole,) if wide == whole else (wide, whole):
+            landed = self._snapshot(chosen)
+            if landed is not None:
+                return landed
+        return None
+
+    def _leapt(self, number: int, here: Mapping[int, int], meter: Meter) -> dict[int, int]:
+        """The e-nodes of the first part of a group after a leap in it, from the cheapest of those that are alike."""
+        near, (part, *others) = self.near[number], self.alike[number]
         mine = {c: here[c] for c in part.classes if c in here}
-        if others and not self.fused:  # what one of them has by luck
-            offers = [mine, *(other.renamed(here, part) for other in others)]
-            mine = min(offers, key=lambda chosen: self._sum(part, chosen))
+        if others and not self.fused:
+            mine = min((mine, *(other.renamed(here, part) for other in others)), key=lambda own: self._sum(part, own))
         all_of_it, size = near.whole, near.size
         found, spent = near.step(mine, meter.left, NODES)
         meter.evaluations += spent
         if all_of_it and near.size > size and not self.fused:
             self.odds[number] = 0.0
-        whole = {**live, **mine, **found}
-        wide = dict(whole)
-        for other in others:
-            wide |= part.renamed({**mine, **found}, other)
-        for chosen in (wide, whole) if others else (whole,):
-            landed = self._snapshot(chosen)
-            if landed is not None:
-                return landed
-        return None
+        return {**mine, **found}
 
     def _sum(self, part: Part, chosen: Mapping[int, int]) -> float:
         own = part.program(chosen)
