@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MANY = 4096
 """Where there are more moves than this, not all of them are looked at before one is taken."""
 
+REPEATED = 32
+"""Sites of an orbit, on average, from which on a space is one of layers that are alike."""
+
 
 class Climb:
     """Descent, chains, then annealed rounds.
@@ -77,14 +80,20 @@ class Climb:
             state.restore(state.snapshot_of(self.start))
         meter.evaluations = 1
         meter.improved(state.cost)
+        leaps = None
         if len(rules) > MANY:
             self._together(state, meter)
+            # where layers are alike, leaps are few, and single moves many
+            if len(rules.orbit_sites) > REPEATED * len(rules.orbit_start) and not rules.fused:
+                leaps = self._leaps(state, meter, rng)
+        if leaps is not None:
+            self._leap(leaps, meter, alone=True)
         self.steepest(state, meter)
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]
         length = max(1000, self.sweeps * len(rules))
-        usable = self.leaps and sizes.size and meter.affords(1.5 * REDUCING * space.n_nodes)
-        leaps = Leaps(state, rng, self.shake) if usable and not meter.exhausted else None
+        if leaps is None and sizes.size:
+            leaps = self._leaps(state, meter, rng)
         before = np.inf
         while state.cost < before - rules.epsilon and not meter.exhausted:
             before = state.cost
@@ -188,8 +197,14 @@ class Climb:
             else:
                 vain.add(k)
 
-    def _leap(self, leaps: Leaps, meter: Meter) -> bool:
-        """Leap from the best program, and descend, until nothing comes of it for some time; whether anything did."""
+    def _leaps(self, state: State, meter: Meter, rng: np.random.Generator) -> Leaps | None:
+        """What leaps from `state`, if there is time for that."""
+        usable = self.leaps and meter.affords(1.5 * REDUCING * state.rules.space.n_nodes) and not meter.exhausted
+        return Leaps(state, rng, self.shake) if usable else None
+
+    def _leap(self, leaps: Leaps, meter: Meter, alone: bool = False) -> bool:
+        """Leap from the best program, and descend (unless leaps are to be alone), until nothing comes of it for some
+        time; whether anything did."""
         state, vain, better = leaps.state, 0, False
         while vain < self.leaps and leaps.odds.any() and not meter.exhausted:
             start = state.snapshot()
@@ -199,7 +214,7 @@ class Climb:
                 continue
             state.restore(landed)
             meter.improved(state.cost)
-            if state.ledger is not None or state.cost < start.cost - state.rules.epsilon:
+            if not alone and (state.ledger is not None or state.cost < start.cost - state.rules.epsilon):
                 self.steepest(state, meter)
             if state.cost < start.cost - state.rules.epsilon:
                 vain, better = 0, True
