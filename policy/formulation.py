@@ -35,15 +35,25 @@ SCALE = 1e4
 """Costs are scaled so that what is to be found costs about this much: HiGHS has absolute tolerances."""
 
 
+PIVOTS = 50
+"""Simplex iterations of a branch-and-bound node, roughly."""
+
+
+def nodes_of(evaluations: float) -> int | None:
+    """How many branch-and-bound nodes so many evaluations are, one at least; None if there is no limit."""
+    return None if evaluations == float("inf") else max(1, int(evaluations / PIVOTS))
+
+
 @dataclass
 class Solved:
-    """What HiGHS said. values: of the columns, None if there are none. cost, bound: ms."""
+    """What HiGHS said. values: of the columns, None if there are none. cost, bound: ms. work: simplex iterations, one
+    at least; each takes about as long as a move of climbing, and counts as an evaluation."""
 
     values: np.ndarray | None
     cost: float
     bound: float
     optimal: bool
-    nodes: int
+    work: int
 
 
 class Formulation:
@@ -200,19 +210,20 @@ class Formulation:
             h.cbMipImprovingSolution.subscribe(lambda e: better(self.chosen(e.data_out.mip_solution)))
         h.run()
         info, optimal = h.getInfo(), h.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        work = max(1, int(info.simplex_iteration_count))
         if not self.integer:
             relaxed = np.asarray(h.getSolution().col_value) if optimal else None
             cost = info.objective_function_value / scale if optimal else INFINITY
-            return Solved(relaxed, cost, cost if optimal else -INFINITY, optimal, 0)
-        bound, spent = info.mip_dual_bound / scale, max(0, int(info.mip_node_count))
+            return Solved(relaxed, cost, cost if optimal else -INFINITY, optimal, work)
+        bound = info.mip_dual_bound / scale
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-            return Solved(None, INFINITY, bound, optimal, spent)
+            return Solved(None, INFINITY, bound, optimal, work)
         found = np.asarray(h.getSolution().col_value)
         cost = float(np.dot(self.costs, found))
         if optimal and start is not None and cost > bound + 1e-6 * abs(bound):
             # Where presolving leaves nothing, HiGHS 1.16 gives back what it was started from as the solution.
             return self.solve(seconds, nodes, better=better)
-        return Solved(found, cost, bound, optimal, spent)
+        return Solved(found, cost, bound, optimal, work)
 
     def _scale(self, start: Mapping[int, int] | None) -> float:
         if all(c == int(c) for c in self.costs):

@@ -23,7 +23,7 @@ import numpy as np
 from ..egraph.space import IllegalSelection, Selection
 from .base import Budget, Extraction, Meter
 from .dag import greedily
-from .formulation import Formulation
+from .formulation import Formulation, nodes_of
 from .neighbourhood import Neighbourhoods
 from .part import Part, alike
 from .problem import REDUCING, Problem, Reduction
@@ -277,8 +277,8 @@ class _PartSearch:
         found = []
         for flows in ([], [flow]):
             formulation = Formulation(problem, part, flows, integer=False) if flows else plain
-            self.search.meter.evaluations += 1
             solved = formulation.solve(min(0.3 * self.seconds, self.end - self.search.meter.seconds))
+            self.search.meter.evaluations += solved.work
             if solved.values is not None:
                 self.better(formulation.chosen(solved.values))
             found.append(solved.bound)
@@ -290,11 +290,10 @@ class _PartSearch:
 
     def solve(self, whole: Formulation) -> None:
         meter = self.search.meter
-        nodes = self.last - meter.evaluations
         solved = whole.solve(
-            self.end - meter.seconds, None if nodes == math.inf else max(1, int(nodes)), self.chosen, self.better
+            self.end - meter.seconds, nodes_of(self.last - meter.evaluations), self.chosen, self.better
         )
-        meter.evaluations += max(1, solved.nodes)
+        meter.evaluations += solved.work
         if solved.values is not None:
             self.better(whole.chosen(solved.values))
         self.raised(self.ms if solved.optimal and solved.cost >= self.ms * (1 - RELATIVE) else solved.bound)
@@ -307,10 +306,7 @@ class _PartSearch:
         near, vain = Neighbourhoods(self.search.problem, self.part, self.search.rng), 0
         while vain < PATIENCE and meter.seconds < end and meter.evaluations < last and not near.whole:
             before = self.ms
-            nodes = last - meter.evaluations
-            found, spent = near.step(
-                self.chosen, end - meter.seconds, 1 << 30 if nodes == math.inf else max(1, int(nodes))
-            )
+            found, spent = near.step(self.chosen, end - meter.seconds, nodes_of(last - meter.evaluations))
             meter.evaluations += spent
             self.better(found)
             vain = 0 if self.ms < before else vain + 1

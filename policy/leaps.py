@@ -8,7 +8,8 @@ import numpy as np
 
 from ..egraph.space import IllegalSelection
 from .base import Meter
-from .neighbourhood import NODES, Neighbourhoods
+from .formulation import nodes_of
+from .neighbourhood import Neighbourhoods
 from .part import Part, alike
 from .problem import Problem, Reduction
 from .state import Snapshot, State
@@ -77,7 +78,7 @@ class Leaps:
         if others and not self.fused:
             mine = min((mine, *(other.renamed(here, part) for other in others)), key=lambda own: self._sum(part, own))
         all_of_it, size = near.whole, near.size
-        found, spent = near.step(mine, meter.left, NODES)
+        found, spent = near.step(mine, meter.left, nodes_of(meter.limit - meter.evaluations))
         meter.evaluations += spent
         if all_of_it and near.size > size and not self.fused:
             self.odds[number] = 0.0

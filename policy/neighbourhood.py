@@ -55,8 +55,9 @@ class Neighbourhoods:
             rim += new
         return inside
 
-    def step(self, chosen: Mapping[int, int], seconds: float, nodes: int) -> tuple[dict[int, int], int]:
-        """The best program of one neighbourhood of `chosen` as far as that was found, and branch-and-bound nodes."""
+    def step(self, chosen: Mapping[int, int], seconds: float, nodes: int | None) -> tuple[dict[int, int], int]:
+        """The best program of one neighbourhood of `chosen` as far as that was found, in so many branch-and-bound nodes
+        for each of its parts; and the evaluations that it counts as."""
         part = self.part
         seeds = sorted(part.live(chosen))
         inside = self.around(seeds[int(self.rng.integers(len(seeds)))])
@@ -68,8 +69,8 @@ class Neighbourhoods:
             own = {c: start[c] for c in rest.classes if c in start}
             plain = Formulation(self.problem, rest)
             with_flow = Formulation(self.problem, rest, [plain.dearest()]) if rest.component else plain
-            solved = with_flow.solve(seconds, max(1, min(NODES, nodes - spent)), own)
-            spent += max(1, solved.nodes)
+            solved = with_flow.solve(seconds, NODES if nodes is None else min(NODES, nodes), own)
+            spent += solved.work
             done &= solved.optimal
             found |= own if solved.values is None else with_flow.chosen(solved.values)
         self.size = max(SMALLEST, self.size * (GROWTH if done else CUT))

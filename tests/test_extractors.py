@@ -418,6 +418,21 @@ def test_where_moves_are_many_layers_move_together(layers, monkeypatch):
     assert costs[10] < 0.9 * costs[1 << 30]
 
 
+def test_layers_that_are_alike_are_leapt_in_before_single_moves(layers, monkeypatch):
+    space, cost = layers
+    monkeypatch.setattr(climb, "MANY", 10)
+    costs = {}
+    for repeated in (2, 1 << 30):
+        monkeypatch.setattr(climb, "REPEATED", repeated)
+        found = [
+            extractor("climb").extract(space, cost, Budget(steps=2000), np.random.default_rng(0)) for _ in range(2)
+        ]
+        assert found[0].selection == found[1].selection
+        assert cost.legal(found[0].selection)
+        costs[repeated] = found[0].cost
+    assert costs[2] != costs[1 << 30], "they were not leapt in first"
+
+
 def test_leaps_change_all_layers_that_are_alike(layers):
     space, cost = layers
     state = State(Substitutions(space, cost))
