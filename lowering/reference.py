@@ -106,11 +106,13 @@ class Reference:
         """The outputs when floating-point inputs and weights carry an error of up to `size` roundings.
 
         only: then only the weights of these digests do, single numbers the whole of it: few draws say little of few.
+        Else those do that meet inputs: what constants alone make, positions say, no input changes.
         """
+        chosen = _met(self.graph) if only is None else only
         weights = {
             d: replace(w, load=_Disturbed(w, int(rng.integers(1 << 62)), size, only is not None))
             for d, w in _weights(self.graph)
-            if only is None or d in only
+            if d in chosen
         }
         graph = replace(self.graph, weights={**self.graph.weights, **weights})
         return self.run({k: disturbed(v, rng, size) for k, v in inputs.items()} if only is None else inputs, graph)
@@ -175,6 +177,17 @@ class Reference:
         scale = float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
         close = np.abs(one - two) <= relative * np.abs(one) + absolute * scale
         return np.asarray(close | (one == two)).reshape(a.shape)
+
+
+def _met(graph: Graph) -> set[str]:
+    """The weights, by digest, that an operator reads which inputs or random values reach."""
+    nodes, varying, met = graph.nodes, set[int](), set[str]()
+    for i in graph.live:
+        node = nodes[i]
+        if node.op == "Input" or "unique" in node.attrs or not varying.isdisjoint(node.inputs):
+            varying.add(i)
+            met.update(str(nodes[k].attrs["digest"]) for k in node.inputs if nodes[k].op == "Weight")
+    return met
 
 
 def _numbers(graph: Graph) -> Counter[str]:

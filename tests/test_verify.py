@@ -463,6 +463,27 @@ def test_numbers_that_a_narrow_type_only_approaches_may_be_recognised(code, wron
         assert verify(gelu(code, 0.044715 * other), gelu(code)).verdict == "failed"
 
 
+def test_steps_that_no_input_reaches_excuse_nothing():
+    """A position by Ceil(Log(constant)), as in relative attention: noise on the constant flips it, no input does."""
+    edge = np.nextafter(np.float32(8), np.float32(0))
+
+    def positioned(error):
+        rows = np.arange(5, dtype=np.float32)[:, None] * np.ones((5, 16), np.float32)
+        return model(
+            [
+                helper.make_node("Log", ["c"], ["l"]), helper.make_node("Div", ["l", "two"], ["d"]),
+                helper.make_node("Ceil", ["d"], ["e"]), helper.make_node("Cast", ["e"], ["i"], to=TensorProto.INT64),
+                helper.make_node("Gather", ["t", "i"], ["p"]), helper.make_node("MatMul", ["x", "w"], ["h"]),
+                helper.make_node("Add", ["h", "p"], ["y"]),
+            ],
+            [("x", F, ["n", 16])], [("y", F, ["n", 16])], 17, c=np.float32([edge]),
+            two=np.float32(np.log(2)), t=rows, w=W * np.float32(1 + error),
+        )  # fmt: skip
+
+    assert verify(positioned(0), positioned(0)).passed
+    assert verify(positioned(0), positioned(0.01)).verdict == "failed"
+
+
 def test_nan_weights_are_legal():
     bad = W.copy()
     bad[0, 0] = np.nan
