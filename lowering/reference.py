@@ -180,14 +180,17 @@ class Reference:
 
 
 def _met(graph: Graph) -> set[str]:
-    """The weights, by digest, that an operator reads which inputs or random values reach."""
-    nodes, varying, met = graph.nodes, set[int](), set[str]()
+    """The weights, by digest, that meet inputs or random values, also after operators on constants alone, so long as
+    these give floating-point numbers: an index that constants make is the same whatever the inputs."""
+    nodes, varying, read = graph.nodes, set[int](), set[int]()
     for i in graph.live:
-        node = nodes[i]
-        if node.op == "Input" or "unique" in node.attrs or not varying.isdisjoint(node.inputs):
+        if nodes[i].op == "Input" or "unique" in nodes[i].attrs or not varying.isdisjoint(nodes[i].inputs):
             varying.add(i)
-            met.update(str(nodes[k].attrs["digest"]) for k in node.inputs if nodes[k].op == "Weight")
-    return met
+    for i in reversed(graph.live):
+        kind = nodes[i].type
+        if i in varying or (i in read and isinstance(kind, TensorType) and kind.dtype in _EPS):
+            read.update(nodes[i].inputs)
+    return {str(nodes[i].attrs["digest"]) for i in read if nodes[i].op == "Weight"}
 
 
 def _numbers(graph: Graph) -> Counter[str]:
