@@ -86,8 +86,8 @@ class Climb:
             # where layers are alike, leaps are few, and single moves many
             if len(rules.orbit_sites) > REPEATED * len(rules.orbit_start) and not rules.fused:
                 leaps = self._leaps(state, meter, rng)
-        if leaps is not None:
-            self._leap(leaps, meter, alone=True)
+                if leaps is not None:
+                    self._leap(leaps, meter, alone=True)
         self.steepest(state, meter)
         sizes = np.abs(state.delta[state.known])
         sizes = sizes[sizes > rules.epsilon]

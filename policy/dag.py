@@ -36,15 +36,10 @@ class Dag:
     def extract(self, space: SearchSpace, cost: Cost, budget: Budget, rng: np.random.Generator) -> Extraction:
         meter = Meter(budget)
         meter.evaluations = 1
-        selection, repairs = repaired(space, cost, sharing(space, cost))
+        selection, repairs = repaired(space, cost, greedily(space, cost)[1])
         total = cost.total(selection)
         meter.improved(total)
         return Extraction(selection, total, meter.trace, "fixpoint", self.name, {"repaired": repairs})
-
-
-def sharing(space: SearchSpace, cost: Cost) -> list[int]:
-    """The e-node of each class in the program that this extractor finds, which may hold too many weights."""
-    return greedily(space, cost)[1]
 
 
 def greedily(space: SearchSpace, cost: Cost) -> tuple[list[int], list[int]]:

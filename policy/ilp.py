@@ -164,10 +164,7 @@ class _Search:
         """Work on these parts, of those that are alike on one for all; those that are not solved."""
         unsolved = []
         left = float(sum(reduction.parts[n].enodes for n in numbers))
-        groups = [[n] for n in range(len(numbers))]
-        if not self.problem.weighted:
-            groups = alike([reduction.parts[n] for n in numbers], self.problem.price)
-        for group in groups:
+        for group in alike([reduction.parts[n] for n in numbers], self.problem.price):
             mine = [numbers[k] for k in group]
             if self.meter.exhausted:
                 unsolved += mine
@@ -306,7 +303,7 @@ class _PartSearch:
         near, vain = Neighbourhoods(self.search.problem, self.part, self.search.rng), 0
         while vain < PATIENCE and meter.seconds < end and meter.evaluations < last and not near.whole:
             before = self.ms
-            found, spent = near.step(self.chosen, end - meter.seconds, nodes_of(last - meter.evaluations))
+            found, spent = near.step(self.chosen, end - meter.seconds, last - meter.evaluations)
             meter.evaluations += spent
             self.better(found)
             vain = 0 if self.ms < before else vain + 1

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..egraph.space import IllegalSelection
 from .base import Meter
-from .formulation import nodes_of
 from .neighbourhood import Neighbourhoods
 from .part import Part, alike
 from .problem import Problem, Reduction
@@ -78,7 +77,7 @@ class Leaps:
         if others and not self.fused:
             mine = min((mine, *(other.renamed(here, part) for other in others)), key=lambda own: self._sum(part, own))
         all_of_it, size = near.whole, near.size
-        found, spent = near.step(mine, meter.left, nodes_of(meter.limit - meter.evaluations))
+        found, spent = near.step(mine, meter.left, meter.limit - meter.evaluations)
         meter.evaluations += spent
         if all_of_it and near.size > size and not self.fused:
             self.odds[number] = 0.0

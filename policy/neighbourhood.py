@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .formulation import Formulation
+from .formulation import Formulation, nodes_of
 from .part import Part
 from .problem import Problem, Reduction
 
@@ -55,9 +55,9 @@ class Neighbourhoods:
             rim += new
         return inside
 
-    def step(self, chosen: Mapping[int, int], seconds: float, nodes: int | None) -> tuple[dict[int, int], int]:
-        """The best program of one neighbourhood of `chosen` as far as that was found, in so many branch-and-bound nodes
-        for each of its parts; and the evaluations that it counts as."""
+    def step(self, chosen: Mapping[int, int], seconds: float, evaluations: float) -> tuple[dict[int, int], int]:
+        """The best program of one neighbourhood of `chosen` as far as that was found within about so many seconds and
+        evaluations; and the evaluations that it took."""
         part = self.part
         seeds = sorted(part.live(chosen))
         inside = self.around(seeds[int(self.rng.integers(len(seeds)))])
@@ -69,7 +69,7 @@ class Neighbourhoods:
             own = {c: start[c] for c in rest.classes if c in start}
             plain = Formulation(self.problem, rest)
             with_flow = Formulation(self.problem, rest, [plain.dearest()]) if rest.component else plain
-            solved = with_flow.solve(seconds, NODES if nodes is None else min(NODES, nodes), own)
+            solved = with_flow.solve(seconds, min(NODES, nodes_of(evaluations - spent) or NODES), own)
             spent += solved.work
             done &= solved.optimal
             found |= own if solved.values is None else with_flow.chosen(solved.values)
