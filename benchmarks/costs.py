@@ -8,8 +8,8 @@ priced by the sum of its operators' own latencies (`kernels`), by the predicted 
 (`fusion:epyc-1t`) and with timed kernels (`fusion:llvm`; settled: timed once more, all together, as a search does with
 its finalists), and run: tuned by TVM, all programs by turns in one process, the median of the rounds counting, as it
 does for kernels. All latencies are of kernels with the same tuned schedules, and at the same speed of the machine:
-where the two reference kernels, which run along with everything, say that it was slower or faster, what was run is
-corrected by that. Kendall's τ says whether a cost orders programs as they run.
+where the two reference kernels, which run along with kernels and programs, say that it was slower or faster, what was
+run is corrected by that. Kendall's τ says whether a cost orders programs as they run.
 """
 
 from __future__ import annotations
@@ -263,8 +263,9 @@ def report(records: list[dict[str, Any]]) -> str:
         "Error: the median over the programs of cost/run - 1. τ: Kendall's, between a cost and the run, over all",
         "pairs of programs; and over those that the runs tell apart, by two standard errors. `fusion:llvm`: kernels as",
         "a search first times them. *Settled*: timed once more, together, as its finalists' are. *By turns*: timed in",
-        "the rounds that the programs are run in. All at the speed that the machine had when two reference kernels,",
-        "which run along with everything, were first timed; *slower*: how much slower it was when the programs ran.\n",
+        "the rounds that the programs are run in. Kernels and programs at the speed that the machine had when two",
+        "reference kernels, which run along with them, were first timed; *slower*: how much slower it was when the",
+        "programs ran.\n",
         "| model | programs | pairs told apart | cost | error | τ | τ of these |",
         "|---|--:|--:|---|--:|--:|--:|",
     ]
