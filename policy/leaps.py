@@ -56,7 +56,9 @@ class Leaps:
             self.problem.price = list(shaken)
         some = 1 if self.fused else min(left, 1 + len(state.choice) // LARGE)
         odds = self.odds / self.odds.sum()
-        whole, wide = dict(live), dict(live)
+        # What the reduction found superfluous was replaced in all parts, also those that are not leapt in.
+        bases = [live] if self.fused else [{**live, **self.reduction.decided, **here}, live]
+        whole, wide = dict[int, int](), dict[int, int]()
         for number in self.rng.choice(len(self.near), some, replace=False, p=odds).tolist():
             found = self._leapt(number, here, meter)
             part, *others = self.alike[number]
@@ -64,10 +66,11 @@ class Leaps:
             wide |= found
             for other in others:
                 wide |= part.renamed(found, other)
-        for chosen in (whole,) if wide == whole else (wide, whole):
-            landed = self._snapshot(chosen)
-            if landed is not None:
-                return landed
+        for base in bases:
+            for chosen in (whole,) if wide == whole else (wide, whole):
+                landed = self._snapshot({**base, **chosen})
+                if landed is not None:
+                    return landed
         return None
 
     def _leapt(self, number: int, here: Mapping[int, int], meter: Meter) -> dict[int, int]:

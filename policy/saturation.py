@@ -1,4 +1,7 @@
-"""The best of the classical extractors within a budget: climbing, then integer programming from what that found."""
+"""The best of the classical extractors within a budget: climbing, then integer programming from what that found.
+
+Before both, integer programming has a small share of the budget by itself: most programs are proved at once.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 CLIMB = 0.2
 """Share of the budget for climbing where the cost is a sum, so that something can be proved."""
 
+PROBE, REDUCTIONS = 0.1, 10.0
+"""Share of the budget for proving at once; none where reducing takes more than one part in so many of that share."""
+
 FOUND = 1.5
 """It has so many times at least what setting it up takes: a large step is made at once."""
 
@@ -29,7 +35,8 @@ SUM, HALF = 0.2, 0.5
 
 
 class Saturation:
-    """Climb from the input, then ILP from there. Where the time is too short to reduce the problem, only climb.
+    """ILP, shortly; climb from the input; ILP from the better one. Where the time is too short to reduce the problem,
+    only climb.
 
     Under a cost of fused kernels, which is no sum: climb from the input, and from the program with the cheapest sum.
     `extras` as those of ILP.
@@ -41,12 +48,19 @@ class Saturation:
         if cost.ledger([], []) is None:
             each = math.inf if budget.seconds is None else budget.seconds / space.n_nodes
             if each < SETTING_UP:
-                found = ILP().extract(space, cost, budget, rng)  # what greedy extraction finds
-                return self._joined([found], found.stop_reason, found.extras)
+                only = ILP().extract(space, cost, budget, rng)  # what greedy extraction finds
+                return self._joined([only], only.stop_reason, only.extras)
+            found = []
+            if PROBE * each >= REDUCTIONS * REDUCING:
+                found.append(ILP().extract(space, cost, _share(budget, PROBE), rng))
+                if found[0].stop_reason == "optimal":
+                    return self._joined(found, "optimal", found[0].extras)
+                budget = _rest(budget, found[0].trace)
             climb = max(CLIMB, FOUND * SETTING_UP / each) if each >= SETTING_UP + REDUCING else 1.0
-            first = Climb().extract(space, cost, _share(budget, climb), rng)
-            second = ILP(first.selection).extract(space, cost, _rest(budget, first.trace), rng)
-            return self._joined([first, second], second.stop_reason, second.extras)
+            found.append(Climb().extract(space, cost, _share(budget, climb), rng))
+            best = min(found, key=lambda e: e.cost).selection
+            found.append(ILP(best).extract(space, cost, _rest(budget, found[-1].trace), rng))
+            return self._joined(found, found[-1].stop_reason, found[-1].extras)
         sums = ILP().extract(space, cost, _share(budget, SUM), rng)
         rest = _rest(budget, sums.trace)
         near = Climb().extract(space, cost, _share(rest, HALF), rng)

@@ -447,3 +447,24 @@ def test_leaps_change_all_layers_that_are_alike(layers):
         round(sum(state.rules.price[chosen[c]] for c in part.classes if c in chosen), 9) for part in leaps.alike[layer]
     }
     assert len(prices) == 1
+
+
+def test_climbing_takes_what_the_reduction_found_superfluous():
+    """Nothing is left that is replaced at once by an e-node that it can do without: classes outside all parts too."""
+    sizes = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 96, "tokens": 16, "vocab": 100}
+    space = saturate(load(zoo.build("llama", **sizes)), seconds=20.0)
+    cost = bind(roofline("a100"), space)
+    found = extractor("climb").extract(space, cost, Budget(steps=3000), np.random.default_rng(0))
+    problem = Problem(space, cost)
+    reduction = Reduction(problem)
+    chosen = {c: int(i) for c, i in enumerate(found.selection.choice) if i >= 0}
+    translated = problem.selection({**chosen, **reduction.decided, **reduction.translated(chosen)})
+    assert cost.total(translated) == pytest.approx(found.cost)
+
+
+def test_saturation_stops_as_soon_as_the_optimum_is_proved():
+    space = saturate(load(zoo.build("inception-block")), seconds=20.0)
+    cost = bind(roofline("a100"), space)
+    found = extractor("saturation").extract(space, cost, Budget(steps=20_000), np.random.default_rng(0))
+    assert found.extras["proof"] == "optimal"
+    assert found.trace.evaluations <= 2000
