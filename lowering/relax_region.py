@@ -1,0 +1,392 @@
+"""A run of bindings of a Relax dataflow block, read into a graph.
+
+A region computes tensors from tensors, without side effects. Its inputs are what it reads from outside of it; its
+outputs are what is read after it. Operators that fit the core form exactly become core operators (`relax_operators`);
+every other expression (`call_tir`, `call_dps_packed`, calls of other functions, shapes, …) is opaque: it is kept as it
+stands, with slots for the operands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ..egraph.graph import UNKNOWN, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
+from ..egraph.operators import IllTyped, infer
+from .relax_dimensions import Extents
+from .relax_operators import READ, WRITTEN, Call, NotCore
+
+IMPURE = ("print", "assert_op", "call_inplace_packed", "call_tir_inplace", "multinomial_from_uniform", "dropout")
+"""In the names of operators whose calls are never merged with others."""
+
+@dataclass(frozen=True)
+class Whole:
+    """All parts of a node that is tuple-valued."""
+
+    node: int
+    parts: int
+
+
+Value: TypeAlias = "int | Whole | tuple[Value, ...]"
+"""What a variable holds: a node of the graph, or a tuple of such."""
+
+
+class Unreadable(ValueError):
+    """A construct that regions cannot hold; the text names it."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """An expression with slots. fill: the expression from those in the slots."""
+
+    fill: Callable[[Sequence[Any]], Any]
+    name: str
+
+
+@dataclass
+class RelaxSource:
+    """What the writer needs of a region beside its graph.
+
+    extents: its symbols. leaves: by an input's name, the expression outside. constants: by a weight's digest, the
+    constant. opaques: by digest, opaque expressions. spellings: how the region spells core operators, by operator,
+    attributes and operand types, and by these and the value's name. outputs: the variables that are read after it, and
+    the numbers of the outputs that each is made of.
+    """
+
+    extents: Extents
+    leaves: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    opaques: dict[str, Template] = field(default_factory=dict)
+    spellings: dict[tuple[Any, ...], Template] = field(default_factory=dict)
+    outputs: list[tuple[Any, Value]] = field(default_factory=list)
+
+    def writes(self, op: str) -> bool:
+        """Whether a rule may introduce this core operator."""
+        return op in WRITTEN
+
+    def forbids(self, op: str) -> bool:
+        return False
+
+    def spelled(self, op: str, attrs: Attributes, types: Sequence[Type], name: str) -> Template | None:
+        """How the region writes such an operator, if it has one; best the one whose value has this name."""
+        key = (op, attrs, tuple(types))
+        return self.spellings.get((name, *key)) or self.spellings.get(key)
+
+    def spell(self, op: str, attrs: Attributes, types: Sequence[Type], name: str, template: Template) -> None:
+        key = (op, attrs, tuple(types))
+        self.spellings[name, *key] = template
+        self.spellings.setdefault(key, template)
+
+
+def read_region(bindings: Sequence[Any], read_after: Collection[Any], extents: Extents) -> Graph:
+    """The graph of some bindings, its `source` a `RelaxSource`. read_after: variables that are read after them.
+
+    Raises `Unreadable` for what no region can hold.
+    """
+    return _Reader(bindings, read_after, extents).graph()
+
+
+class _Reader:
+    def __init__(self, bindings: Sequence[Any], read_after: Collection[Any], extents: Extents) -> None:
+        self.bindings, self.read_after = bindings, read_after
+        self.builder = GraphBuilder()
+        self.source = RelaxSource(extents)
+        self.values: dict[Any, Value] = {}
+        self.names: set[str] = set()
+        self.outside: dict[Any, Value] = {}
+        self.used: dict[Any, set[int]] = {}
+        """Which parts of a tuple are read; all of them, where it is read as a whole."""
+        self.inner = {b.var for b in bindings}
+
+    def graph(self) -> Graph:
+        from tvm import relax
+
+        self._uses()
+        for binding in self.bindings:
+            if not isinstance(binding, relax.VarBinding):
+                raise Unreadable(f"a {type(binding).__name__} of {binding.var.name}")
+            self.values[binding.var] = self._value(binding.var, binding.value)
+        outputs: dict[str, int] = {}
+
+        def tell(value: Value, name: str) -> Value:
+            if isinstance(value, Whole):
+                value = self._parts(value)
+            if isinstance(value, tuple):
+                return tuple(tell(v, f"{name}.{k}") for k, v in enumerate(value))
+            outputs[name] = value
+            return len(outputs) - 1
+
+        for binding in self.bindings:
+            var = binding.var
+            if var in self.read_after:
+                self.source.outputs.append((var, tell(self.values[var], self._fresh(f"{var.name}:out"))))
+        return self.builder.build(outputs, self.source)
+
+    def _uses(self) -> None:
+        """Note which parts of tuple-valued variables are read."""
+        from tvm import relax
+
+        for binding in self.bindings:
+            value = getattr(binding, "value", None)
+            if isinstance(value, relax.TupleGetItem) and isinstance(value.tuple_value, relax.Var):
+                self.used.setdefault(value.tuple_value, set()).add(int(value.index))
+            else:
+                for var in variables(value):
+                    self.used.setdefault(var, set()).update(range(64))
+        for var in self.read_after:
+            self.used.setdefault(var, set()).update(range(64))
+
+    def _parts(self, whole: Whole) -> tuple[Value, ...]:
+        return tuple(self.builder.get(whole.node, k) for k in range(whole.parts))
+
+    def _fresh(self, wanted: str) -> str:
+        name, k = wanted, 0
+        while name in self.names:
+            k += 1
+            name = f"{wanted}_{k}"
+        self.names.add(name)
+        return name
+
+    def _value(self, var: Any, expr: Any) -> Value:
+        from tvm import relax
+
+        if isinstance(expr, relax.Var):
+            return self._read(expr)
+        if isinstance(expr, relax.Tuple):
+            return tuple(self._value(var, part) for part in expr.fields)
+        if isinstance(expr, relax.TupleGetItem):
+            whole, k = self._value(var, expr.tuple_value), int(expr.index)
+            if isinstance(whole, Whole):
+                return self.builder.get(whole.node, k, (self._fresh(var.name),))
+            if isinstance(whole, tuple):
+                return whole[k]
+        elif isinstance(expr, _constant()):
+            return self._constant(expr)
+        elif isinstance(expr, (relax.If, relax.Function, relax.SeqExpr)):
+            raise Unreadable(f"{type(expr).__name__} in {var.name}")
+        elif isinstance(expr, relax.Call):
+            name = str(getattr(expr.op, "name", ""))
+            reader = READ.get(name.removeprefix("relax."))
+            if name == "relax.rsqrt":
+                return self._rsqrt(var, expr)
+            if reader is not None:
+                try:
+                    return self._core(var, expr, reader)
+                except (NotCore, IllTyped, KeyError, TypeError, ValueError, AttributeError):
+                    pass  # whatever does not fit exactly stays opaque
+        return self._opaque(var, expr)
+
+    def _read(self, var: Any) -> Value:
+        """What a variable holds; those from outside become inputs, tuples of them part by part."""
+        if var in self.values:
+            return self.values[var]
+        if var not in self.outside:
+            self.outside[var] = self._leaf(var, var, var.name)
+        return self.outside[var]
+
+    def _leaf(self, expr: Any, var: Any, name: str) -> Value:
+        from tvm import relax
+
+        kind = var.ty if expr is var else expr.ty
+        if isinstance(kind, relax.TupleType):
+            parts = [relax.TupleGetItem(expr, k) for k in range(len(kind.fields))]
+            return tuple(self._leaf(part, var, f"{name}.{k}") for k, part in enumerate(parts))
+        name = self._fresh(name)
+        self.source.leaves[name] = expr
+        return self.builder.input(name, self.source.extents.tensor_type(kind))
+
+    def _constant(self, expr: Any) -> int:
+        from tvm import relax
+
+        if not isinstance(expr.ty, relax.TensorType):
+            raise Unreadable("a constant that is no tensor")
+        weight = Weight.of(expr.value.numpy(), dtype=str(expr.ty.dtype))
+        self.source.constants.setdefault(weight.digest, expr)
+        return self.builder.weight(weight)
+
+    def _slot(self, expr: Any) -> bool:
+        """Whether an argument is an operand: a tensor, or something that the region computes."""
+        from tvm import relax
+
+        if isinstance(expr, _constant()):
+            return isinstance(expr.ty, relax.TensorType)
+        if not isinstance(expr, relax.Var):
+            return False
+        return expr in self.inner or _tensors(expr.ty)
+
+    def _template(self, expr: Any) -> tuple[list[int], Callable[[Sequence[Any]], Any]]:
+        """The nodes in the slots of an expression, and what fills them."""
+        from tvm import relax
+
+        found: list[int] = []
+
+        def of(value: Value) -> Callable[[Sequence[Any]], Any]:
+            if isinstance(value, Whole):
+                value = self._parts(value)
+            if isinstance(value, tuple):
+                parts = [of(v) for v in value]
+                return lambda xs: relax.Tuple([part(xs) for part in parts])
+            found.append(value)
+            return lambda xs, k=len(found) - 1: xs[k]  # type: ignore[misc]
+
+        def walk(e: Any) -> Callable[[Sequence[Any]], Any]:
+            if self._slot(e):
+                return of(self._constant(e) if isinstance(e, _constant()) else self._read(e))
+            if isinstance(e, relax.Tuple):
+                parts = [walk(f) for f in e.fields]
+                return lambda xs: relax.Tuple([part(xs) for part in parts])
+            if isinstance(e, relax.Call):
+                args = [walk(a) for a in e.args]
+                return lambda xs: relax.Call(e.op, [a(xs) for a in args], e.attrs, e.ty_args, e.span)
+            if isinstance(e, relax.TupleGetItem):
+                whole = walk(e.tuple_value)
+                return lambda xs: relax.TupleGetItem(whole(xs), e.index)
+            if isinstance(e, (relax.If, relax.Function, relax.SeqExpr)):
+                raise Unreadable(type(e).__name__)
+            return lambda xs: e
+
+        return found, walk(expr)
+
+    def _core(self, var: Any, expr: Any, reader: Callable[[Call], Any]) -> Value:
+        from tvm import relax
+
+        nodes, fill = self._template(expr)
+        first = expr.args[0]
+        parts = list(first.fields) if isinstance(first, relax.Tuple) else list(expr.args)
+        slots = [k for k, a in enumerate(parts) if self._slot(a)]
+        if len(slots) != len(nodes):
+            raise NotCore("an operand is a tuple")
+        types: list[TensorType | None] = [None] * len(parts)
+        for k, i in zip(slots, nodes, strict=True):
+            kind = self.builder.nodes[i].type
+            types[k] = kind if isinstance(kind, TensorType) else None
+        result = self.source.extents.tensor_type(var.ty)
+        used = frozenset(self.used.get(var, ()))
+        core = reader(Call(parts, attributes_of(expr), types, self.source.extents, result, used))
+        if core.operands is not None and [slots.index(k) for k in core.operands] != list(range(len(nodes))):
+            raise NotCore("an operand that the core operator has not")
+        attrs = attributes(**core.attrs)
+        kinds = [self.builder.nodes[i].type for i in nodes]
+        kind = infer(core.op, attrs, kinds)
+        name = str(expr.op.name)
+        if core.result is not None:
+            fill = _part(fill, core.result)
+        self._agree(var.ty, kind, core.result)
+        names = (self._fresh(var.name),)
+        self.source.spell(core.op, attrs, kinds, names[0], Template(fill, name))
+        index = self.builder.add(core.op, nodes, attrs, kind, names)
+        if isinstance(kind, TupleType):
+            return Whole(index, len(kind.items))
+        if core.result is not None:
+            return tuple(index if k == core.result else -1 for k in range(len(var.ty.fields)))
+        return index
+
+    def _agree(self, said: Any, kind: Type, part: int | None) -> None:
+        """Refuse what Relax gives another type than the core operator has."""
+        known = said.fields if isinstance(kind, TupleType) else [said if part is None else said.fields[part]]
+        for a, b in zip(known, kind.items if isinstance(kind, TupleType) else [kind], strict=True):
+            found = self.source.extents.tensor_type(a)
+            if found.dtype not in (b.dtype, UNKNOWN) or (found.shape is not None and found.shape != b.shape):
+                raise NotCore(f"{b}, but Relax says {found}")
+
+    def _rsqrt(self, var: Any, expr: Any) -> Value:
+        """1/√x is the reciprocal of a root; the writer makes one call of both again."""
+        nodes, _ = self._template(expr)
+        kind = self.builder.nodes[nodes[0]].type if len(nodes) == 1 else None
+        if not isinstance(kind, TensorType) or kind.shape is None:
+            return self._opaque(var, expr)
+        name = self._fresh(var.name)
+        root = self.builder.add("Sqrt", nodes, (), kind, (self._fresh(f"{name}:root"),))
+        return self.builder.add("Reciprocal", (root,), (), kind, (name,))
+
+    def _opaque(self, var: Any, expr: Any) -> Value:
+        from tvm import relax
+
+        nodes, fill = self._template(expr)
+        label = str(getattr(getattr(expr, "op", None), "name", None) or _label(expr))
+        kind = var.ty if untyped(expr) else expr.ty
+        digest, extra = self._digest(fill, nodes), {}
+        if any(part in label for part in IMPURE):
+            extra["unique"] = len(self.builder.nodes)
+        self.source.opaques[digest] = Template(fill, label)
+        self.builder.opaques.setdefault(digest, digest.encode())
+        items: tuple[TensorType, ...] = (self.source.extents.tensor_type(kind),)
+        if isinstance(kind, relax.TupleType) and not any(isinstance(f, relax.TupleType) for f in kind.fields):
+            items = tuple(self.source.extents.tensor_type(f) for f in kind.fields)
+            if not items:
+                raise Unreadable(f"the empty tuple of {label}")
+            attrs = attributes(proto=digest, outputs=len(items), captures=(), **extra)
+            index = self.builder.add(f"::{label}", nodes, attrs, TupleType(items), (self._fresh(var.name),))
+            return Whole(index, len(items))
+        if isinstance(kind, relax.TupleType):
+            raise Unreadable(f"the nested tuple of {label}")
+        attrs = attributes(proto=digest, outputs=1, captures=(), **extra)
+        return self.builder.add(f"::{label}", nodes, attrs, items[0], (self._fresh(var.name),))
+
+    def _digest(self, fill: Callable[[Sequence[Any]], Any], nodes: Sequence[int]) -> str:
+        """What tells an opaque expression from others: its text, with the slots numbered, and their types."""
+        from tvm import relax
+
+        slots = [relax.Var(f"slot{k}", relax.ObjectType()) for k in range(len(nodes))]
+        filled = fill(slots)
+        symbols = [self.source.extents.symbols.get(v, v.name) for v in relax.analysis.free_symbolic_vars(filled)]
+        kinds = [str(self.builder.nodes[i].type) for i in nodes]
+        text = f"{filled.script(show_meta=True)}|{symbols}|{kinds}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _part(fill: Callable[[Sequence[Any]], Any], k: int) -> Callable[[Sequence[Any]], Any]:
+    from tvm import relax
+
+    return lambda xs: relax.TupleGetItem(fill(xs), k)
+
+
+def _label(expr: Any) -> str:
+    op = getattr(expr, "op", None)
+    return str(getattr(op, "name_hint", None) or type(expr).__name__)
+
+
+def _constant() -> type:
+    from tvm.ir import GenericConst
+
+    found: type = GenericConst
+    return found
+
+
+def _tensors(kind: Any) -> bool:
+    """Whether a type is a tensor, or a tuple of tensors."""
+    from tvm import relax
+
+    if isinstance(kind, relax.TupleType):
+        return all(_tensors(f) for f in kind.fields)
+    return isinstance(kind, relax.TensorType)
+
+
+def attributes_of(call: Any) -> Mapping[str, Any]:
+    """The attributes of a call as a dictionary."""
+    attrs = call.attrs
+    if attrs is None:
+        return {}
+    return {f.name: getattr(attrs, f.name) for f in type(attrs).__tvm_ffi_type_info__.fields}
+
+
+def variables(expr: Any) -> set[Any]:
+    """The Relax variables that an expression reads."""
+    from tvm import relax
+
+    found: set[Any] = set()
+
+    def visit(e: Any) -> None:
+        if isinstance(e, relax.Var):
+            found.add(e)
+
+    if expr is not None:
+        relax.analysis.post_order_visit(expr, visit)
+    return found
+
+
+def untyped(expr: Any) -> bool:
+    """Whether TVM has not yet inferred the type of an expression."""
+    return type(expr.ty).__name__ == "Type"

@@ -1,0 +1,155 @@
+"""Graphs written back as bindings of a Relax dataflow block."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ..egraph.graph import Graph, Node, TensorType, Weight
+from ..errors import UserError
+from .relax_operators import WRITTEN
+from .relax_region import RelaxSource, Value
+from .tvm_module import tvm
+
+
+class NotInRelax(UserError, ValueError):
+    """A graph that cannot be written as Relax."""
+
+
+def write_region(graph: Graph, builder: Any = None) -> list[Any]:
+    """The bindings that compute a graph whose source is a `RelaxSource`: those that the region was read from, where it
+    says nothing else, and for what was read after it the same variables.
+
+    builder: a `relax.BlockBuilder` of the module, where opaque expressions call its functions. Raises `NotInRelax`.
+    """
+    tvm()
+    return _Writer(graph, builder).bindings()
+
+
+class _Writer:
+    def __init__(self, graph: Graph, builder: Any) -> None:
+        from tvm import relax
+
+        if not isinstance(graph.source, RelaxSource):
+            raise NotInRelax("this graph was not read from Relax")
+        self.graph, self.source = graph, graph.source
+        self.builder = relax.BlockBuilder() if builder is None else builder
+        self.made: list[Any] = []
+        self.values: dict[int, Any] = {}
+        self.uses: Counter[int] = Counter(k for i in graph.live for k in graph.nodes[i].inputs)
+        self.uses.update(graph.outputs)
+
+    def bindings(self) -> list[Any]:
+        from tvm import relax
+
+        targets = self._targets()
+        bound = set()
+        for i in self.graph.live:
+            node = self.graph.nodes[i]
+            if node.op == "Sqrt" and self._only_inverted(i):
+                continue  # written by its reader
+            var = targets.get(i)
+            self.values[i] = self._bound(node, self._expression(i, node), var)
+            if var is not None and self.values[i] is var:
+                bound.add(var)
+        for var, value in self.source.outputs:
+            if var not in bound:
+                self._emit(var, self._whole(value))
+        return self.made
+
+    def _targets(self) -> dict[int, Any]:
+        """Nodes that a variable which is read later holds by itself: they bind it."""
+        found: dict[int, Any] = {}
+        for var, value in self.source.outputs:
+            if isinstance(value, int):
+                i = self.graph.outputs[value]
+                if self.graph.nodes[i].op not in ("Input", "Weight"):
+                    found.setdefault(i, var)
+        return found
+
+    def _whole(self, value: Value) -> Any:
+        from tvm import relax
+
+        if isinstance(value, int):
+            return self.values[self.graph.outputs[value]]
+        assert isinstance(value, tuple)  # as the reader leaves them
+        return relax.Tuple([self._whole(v) for v in value])
+
+    def _only_inverted(self, i: int) -> bool:
+        if i in self.graph.outputs:
+            return False
+        readers = [n for k in self.graph.live if i in (n := self.graph.nodes[k]).inputs]
+        return all(n.op == "Reciprocal" for n in readers)
+
+    def _bound(self, node: Node, expr: Any, var: Any) -> Any:
+        """A variable bound to an expression; leaves need none."""
+        from tvm import relax
+
+        if node.op in ("Input", "Weight") and not isinstance(expr, relax.TupleGetItem):
+            return expr
+        return self._emit(var, expr, node.names[0] if node.names else f"lv{len(self.made)}")
+
+    def _emit(self, var: Any, expr: Any, name: str = "") -> Any:
+        """Bind `var`, or a new variable; parts of an expression that are calls get variables of their own first."""
+        from tvm import relax
+
+        value = self._flat(expr)
+        if var is None:
+            var = relax.DataflowVar(name.replace(":", "_"), value.ty)
+        self.made.append(relax.VarBinding(var, value))
+        return var
+
+    def _flat(self, expr: Any) -> Any:
+        """An expression whose arguments are variables and constants, with its type."""
+        from tvm import relax
+
+        def leaf(e: Any) -> Any:
+            if isinstance(e, (relax.Call, relax.TupleGetItem)):
+                return self._emit(None, e, f"lv{len(self.made)}")
+            return relax.Tuple([leaf(f) for f in e.fields]) if isinstance(e, relax.Tuple) else e
+
+        if isinstance(expr, relax.Call):
+            expr = relax.Call(expr.op, [leaf(a) for a in expr.args], expr.attrs, expr.ty_args, expr.span)
+        elif isinstance(expr, relax.Tuple):
+            expr = leaf(expr)
+        elif isinstance(expr, relax.TupleGetItem) and isinstance(expr.tuple_value, relax.Call):
+            expr = relax.TupleGetItem(leaf(expr.tuple_value), expr.index)
+        return self.builder.normalize(expr)
+
+    def _expression(self, i: int, node: Node) -> Any:
+        from tvm import relax
+
+        if node.op == "Input":
+            return self.source.leaves[str(node.attrs["name"])]
+        if node.op == "Weight":
+            digest = str(node.attrs["digest"])
+            return self.source.constants.get(digest) or constant(self.graph.weights[digest])
+        if node.op == "Get":
+            return relax.TupleGetItem(self.values[node.inputs[0]], int(node.attrs["index"]))
+        if node.op == "Reciprocal" and node.inputs[0] not in self.values:
+            return relax.op.rsqrt(self.values[self.graph.nodes[node.inputs[0]].inputs[0]])
+        operands = [self.values[k] for k in node.inputs]
+        if node.opaque:
+            return self.source.opaques[str(node.attrs["proto"])].fill(operands)
+        types = [self.graph.nodes[k].type for k in node.inputs]
+        known = self.source.spelled(node.op, node.attributes, types, "".join(node.names[:1]))
+        if known is not None:
+            return known.fill(operands)
+        if node.op not in WRITTEN:
+            raise NotInRelax(f"Relax has no {node.op}")
+        tensors = [t for t in types if isinstance(t, TensorType)]
+        return WRITTEN[node.op](relax.op, node, operands, tensors, self.source.extents)
+
+
+def constant(weight: Weight) -> Any:
+    """A weight as a Relax constant."""
+    from tvm import relax
+
+    array = np.ascontiguousarray(weight.load())
+    if weight.type.dtype == "bfloat16" and array.dtype != np.dtype("V2"):
+        import ml_dtypes
+
+        array = array.view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array.astype(ml_dtypes.bfloat16)
+    return relax.const(array, weight.type.dtype)
