@@ -68,7 +68,7 @@ class Judge:
             try:
                 model = runnable(optimized, folder / "candidate.onnx")
             except NotWritable as error:
-                result.stop(f"the candidate cannot be written in the model's opset ({error}): the original is returned")
+                result.stop(f"the candidate cannot be written as the model is ({error}): the original is returned")
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
@@ -182,6 +182,8 @@ def runnable(graph: Graph, path: Path) -> Any:
     from .lowering.onnx_files import RESIDENT, save
     from .lowering.onnx_writer import to_onnx
 
+    if hasattr(graph.source, "program"):
+        return graph.source.program(graph)
     if graph.weight_bytes <= RESIDENT and not getattr(graph.source, "external", False):
         return to_onnx(graph)
     free = shutil.disk_usage(path.parent).free

@@ -104,8 +104,8 @@ def _file(model: Model, path: Path) -> str:
     """Path of a model's file; protos and bytes are written to `path`."""
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model)
-    if isinstance(model, bytes):
-        path.write_bytes(model)
+    if isinstance(model, bytes) or hasattr(model, "session"):  # a Relax module, which is written as JSON
+        path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     else:
         import onnx
 

@@ -113,10 +113,11 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
     if target.kind == "onnxruntime":
         program = _session(model, target)
     else:
-        from ..lowering import tvm_module, tvm_tasks, tvm_tuner
+        from ..lowering import tvm_module, tvm_sources, tvm_tasks, tvm_tuner
 
         compiled_for = tvm_target_of(target)
-        fused = tvm_module.fuse(tvm_module.import_onnx(model), compiled_for)
+        module, specs = tvm_sources.imported(model)
+        fused = tvm_module.fuse(module, compiled_for)
         if not _place:
             _place.append(place_of(target))
         schedules = None
@@ -125,7 +126,7 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
             detail = {"trials": sum(t.trials for t in tuning.tasks), "complete": tuning.complete}
             schedules = tvm_tasks.recorded(fused, compiled_for, Path(folder))
         executable = tvm_module.compile_module(fused, compiled_for, schedules)
-        program = tvm_module.Program(executable, tvm_module.input_specs(tvm_module.read_model(model)), _place[0])
+        program = tvm_module.Program(executable, specs, _place[0])
     inputs = _inputs(program)
     once = program.time(inputs, 1, 2)[-1]
     _kept[key] = program, inputs, max(1, min(1000, int(ROUND_MS / max(once, 1e-4))))
@@ -171,10 +172,10 @@ def tune_model(
     part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:  # fmt: skip
     """Tune a whole model's kernels, or each n-th of them, into `folder`; the tuning's summary."""
-    from ..lowering import tvm_module, tvm_tuner
+    from ..lowering import tvm_module, tvm_sources, tvm_tuner
 
     compiled_for = tvm_target_of(target)
-    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
+    fused = tvm_module.fuse(tvm_sources.imported(path, symbols)[0], compiled_for)
     place = place_of(target) if trials > 0 else None
     try:
         tuning = tvm_tuner.tune(
@@ -188,10 +189,10 @@ def tune_model(
 
 def compile_model(path: str, target: Target, folder: str, symbols: dict[str, int], library: str) -> dict[str, Any]:
     """Compile a model to `library` with the schedules in `folder` ("" for none); its `digest` and kernel summary."""
-    from ..lowering import tvm_module, tvm_tasks, tvm_tuner
+    from ..lowering import tvm_module, tvm_sources, tvm_tasks, tvm_tuner
 
     compiled_for = tvm_target_of(target)
-    fused = tvm_module.fuse(tvm_module.import_onnx(path, symbols), compiled_for)
+    fused = tvm_module.fuse(tvm_sources.imported(path, symbols)[0], compiled_for)
     known = Path(folder) if folder else None
     tuning = tvm_tuner.tune(fused, compiled_for, known, 0, 0.0)
     schedules = tvm_tasks.recorded(fused, compiled_for, known) if known else None
@@ -214,14 +215,11 @@ def load_side(slot: int, path: str, target: Target, library: str, inputs: str, s
     if target.kind == "onnxruntime":
         program = _session(path, target, symbols)
     else:
-        import onnx
-
-        from ..lowering import tvm_module
+        from ..lowering import tvm_module, tvm_sources
 
         if not _place:
             _place.append(place_of(target))
-        proto = onnx.load(path, load_external_data=False)
-        program = tvm_module.Program(library, tvm_module.input_specs(proto, symbols), _place[0])
+        program = tvm_module.Program(library, tvm_sources.specs_of(path, symbols), _place[0])
     _sides[slot] = program, _inputs(program, inputs)
     return float(min(program.time(_sides[slot][1], 1, 3)))
 

@@ -57,8 +57,8 @@ _LACKING = (
 )
 
 
-def why(error: BaseException) -> str:
-    """Why ONNX Runtime cannot load the original; the operator that it lacks, if that is why."""
+def why(error: BaseException, runtime: str = "ONNX Runtime") -> str:
+    """Why a runtime cannot load the original; the operator that it lacks, if that is why."""
     text = str(error)
     for pattern in _LACKING:
         if match := re.search(pattern, text):
@@ -66,4 +66,4 @@ def why(error: BaseException) -> str:
             where = f" (node {node!r})" if node else ""
             hint = "; --custom-ops gives it the library of one" if ":" in match.group(1) else ""
             return f"ONNX Runtime lacks the operator {match.group(1)}{where}{hint}"
-    return f"ONNX Runtime cannot load the original: {first_line(error)}"
+    return f"{runtime} cannot load the original: {first_line(error)}"

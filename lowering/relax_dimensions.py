@@ -109,3 +109,9 @@ class Extents:
             return TensorType(None, dtype)
         return TensorType(tuple(self.dimension(d) for d in kind.shape.values), dtype)
 
+    def relax_type(self, kind: TensorType) -> Any:
+        """The Relax type of a tensor."""
+        from tvm import relax
+
+        dtype = None if kind.dtype == UNKNOWN else kind.dtype
+        return relax.TensorType(None if kind.shape is None else self.shape(kind.shape), dtype)

@@ -40,10 +40,10 @@ def regions(module: Any) -> Iterator[Region]:
 
     for var, function in module.functions_items():
         if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
-            yield from _regions(var.name_hint, function)
+            yield from _regions(module, var.name_hint, function)
 
 
-def _regions(name: str, function: Any) -> Iterator[Region]:
+def _regions(module: Any, name: str, function: Any) -> Iterator[Region]:
     from tvm import relax
 
     extents = Extents()
@@ -51,12 +51,10 @@ def _regions(name: str, function: Any) -> Iterator[Region]:
         if not isinstance(block, relax.DataflowBlock):
             continue
         for start, end in _runs(block.bindings):
-            inner = {b.var for b in block.bindings[start:end]}
+            bindings = block.bindings[start:end]
+            read_after = {b.var for b in bindings} & _read_elsewhere(function, number, start, end)
             try:
-                yield Region(
-                    name, number, start, end,
-                    read_region(block.bindings[start:end], inner & _read_elsewhere(function, number, start, end), extents),
-                )  # fmt: skip
+                yield Region(name, number, start, end, read_region(bindings, read_after, extents, module))
             except Unreadable as error:
                 warnings.warn(f"{name}: left as it is, because of {error}", UnreadFunction, stacklevel=2)
 

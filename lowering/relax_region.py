@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from onnx import NodeProto
+
 from ..egraph.graph import UNKNOWN, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
 from ..egraph.operators import IllTyped, infer
 from .relax_dimensions import Extents
@@ -52,7 +54,7 @@ class RelaxSource:
     extents: its symbols. leaves: by an input's name, the expression outside. constants: by a weight's digest, the
     constant. opaques: by digest, opaque expressions. spellings: how the region spells core operators, by operator,
     attributes and operand types, and by these and the value's name. outputs: the variables that are read after it, and
-    the numbers of the outputs that each is made of.
+    the numbers of the outputs that each is made of. module: the one that it is of.
     """
 
     extents: Extents
@@ -61,6 +63,7 @@ class RelaxSource:
     opaques: dict[str, Template] = field(default_factory=dict)
     spellings: dict[tuple[Any, ...], Template] = field(default_factory=dict)
     outputs: list[tuple[Any, Value]] = field(default_factory=list)
+    module: Any = None
 
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator."""
@@ -68,6 +71,15 @@ class RelaxSource:
 
     def forbids(self, op: str) -> bool:
         return False
+
+    def program(self, graph: Graph) -> Any:
+        """A graph of this region as a program of its own. Raises `NotInRelax` where it cannot be one."""
+        from .folding import fold_constants
+        from .relax_program import RelaxModel
+
+        found = RelaxModel(fold_constants(graph))
+        _ = found.module
+        return found
 
     def spelled(self, op: str, attrs: Attributes, types: Sequence[Type], name: str) -> Template | None:
         """How the region writes such an operator, if it has one; best the one whose value has this name."""
@@ -80,12 +92,17 @@ class RelaxSource:
         self.spellings.setdefault(key, template)
 
 
-def read_region(bindings: Sequence[Any], read_after: Collection[Any], extents: Extents) -> Graph:
-    """The graph of some bindings, its `source` a `RelaxSource`. read_after: variables that are read after them.
+def read_region(
+    bindings: Sequence[Any], read_after: Collection[Any], extents: Extents, module: Any = None
+) -> Graph:
+    """The graph of some bindings, its `source` a `RelaxSource`. read_after: variables that are read after them. module:
+    what they call functions of.
 
     Raises `Unreadable` for what no region can hold.
     """
-    return _Reader(bindings, read_after, extents).graph()
+    reader = _Reader(bindings, read_after, extents)
+    reader.source.module = module
+    return reader.graph()
 
 
 class _Reader:
@@ -311,7 +328,8 @@ class _Reader:
         if any(part in label for part in IMPURE):
             extra["unique"] = len(self.builder.nodes)
         self.source.opaques[digest] = Template(fill, label)
-        self.builder.opaques.setdefault(digest, digest.encode())
+        # everyone takes this for an operator that nothing is known of
+        self.builder.opaques.setdefault(digest, NodeProto(op_type=label, name=digest).SerializeToString())
         items: tuple[TensorType, ...] = (self.source.extents.tensor_type(kind),)
         if isinstance(kind, relax.TupleType) and not any(isinstance(f, relax.TupleType) for f in kind.fields):
             items = tuple(self.source.extents.tensor_type(f) for f in kind.fields)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..egraph.graph import Graph, Node, TensorType, Weight
-from ..errors import UserError
+from .onnx_forms import NotWritable
 from .relax_operators import WRITTEN
 from .relax_region import RelaxSource, Value
 from .tvm_module import tvm
 
 
-class NotInRelax(UserError, ValueError):
+class NotInRelax(NotWritable):
     """A graph that cannot be written as Relax."""
 
 
@@ -147,7 +147,7 @@ def constant(weight: Weight) -> Any:
     """A weight as a Relax constant."""
     from tvm import relax
 
-    array = np.ascontiguousarray(weight.load())
+    array = np.asarray(weight.load(), order="C")  # `ascontiguousarray` gives scalars an axis
     if weight.type.dtype == "bfloat16" and array.dtype != np.dtype("V2"):
         import ml_dtypes
 

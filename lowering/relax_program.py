@@ -1,0 +1,140 @@
+"""Graphs that were read from Relax as programs of their own: run, compared, written to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..egraph.graph import UNKNOWN, Graph, TensorType
+from .relax_region import RelaxSource, variables
+from .relax_writer import NotInRelax, write_region
+from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
+
+
+@dataclass
+class RelaxModel:
+    """A graph that was read from Relax, as a module whose function "main" takes its inputs and gives its outputs.
+
+    Raises `NotInRelax` if the region reads what no caller of such a function could give it: shapes from outside.
+    """
+
+    graph: Graph
+
+    @cached_property
+    def module(self) -> Any:
+        """The module, with the functions that opaque expressions call."""
+        return _program(self.graph)
+
+    def SerializeToString(self, deterministic: bool = True) -> bytes:  # noqa: N802 (as protos have it)
+        """The module as TVM's JSON."""
+        return str(tvm().ir.save_json(self.module)).encode()
+
+    def session(self) -> RelaxSession:
+        """Compiled for this machine's processor, with TVM's default schedules."""
+        return RelaxSession(self)
+
+
+class RelaxSession:
+    """A region that TVM runs, one thread, to see what it computes."""
+
+    def __init__(self, model: RelaxModel) -> None:
+        from tvm import relax
+
+        target = tvm_target("llvm")
+        executable = compile_module(fuse(model.module, target), target)
+        self.vm = relax.VirtualMachine(executable, tvm().cpu())
+        self.inputs = list(model.graph.input_names)
+        self.outputs = list(model.graph.output_names)
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Any]:
+        tensors = [_tensor(inputs[name]) for name in self.inputs]
+        found = self.vm["main"](*tensors)
+        parts = [found] if hasattr(found, "numpy") else list(found)
+        return [part.numpy() for part in parts]
+
+
+def _tensor(array: Any) -> Any:
+    if not isinstance(array, np.ndarray):
+        raise TypeError("inputs that are no tensors")
+    return tvm().runtime.tensor(np.asarray(array, order="C"), tvm().cpu())
+
+
+def _program(graph: Graph) -> Any:
+    from tvm import relax
+
+    source = graph.source
+    assert isinstance(source, RelaxSource)
+    params = {}
+    for node in graph.nodes:
+        if node.op == "Input":
+            name = str(node.attrs["name"])
+            params[name] = relax.Var(name.replace(".", "_").replace(":", "_"), source.leaves[name].ty)
+    outputs = [graph.nodes[i].type for i in graph.outputs]
+    if any(not isinstance(t, TensorType) or t.dtype == UNKNOWN for t in outputs):
+        raise NotInRelax("a region that gives something else than tensors")
+    targets = [
+        (relax.Var(f"out{k}", source.extents.relax_type(t)), k)
+        for k, t in enumerate(outputs) if isinstance(t, TensorType)
+    ]  # fmt: skip
+    inner = RelaxSource(
+        source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module
+    )
+    ordered = [params[name] for name in graph.input_names]
+    builder = relax.BlockBuilder(source.module)
+    builder.begin_scope(ordered)
+    try:
+        bindings = write_region(graph.with_source(inner), builder)
+    finally:
+        builder.end_scope()
+    results = [var for var, _ in targets]
+    free = set().union(*(variables(b.value) for b in bindings)) - {b.var for b in bindings} - set(ordered)
+    if free:
+        raise NotInRelax(f"a region that reads {sorted(v.name for v in free)[0]}, which is no tensor, from outside")
+    body: Any = results[0] if len(results) == 1 else relax.Tuple(results)
+    function = relax.Function(ordered, relax.SeqExpr([relax.DataflowBlock(bindings)], body), body.ty, True)
+    function = function.with_attr("global_symbol", "main")
+    module = tvm().IRModule({} if source.module is None else dict(_others(source.module)))
+    module.update_func(relax.GlobalVar("main"), function)
+    module = relax.transform.Normalize()(module)
+    try:
+        relax.analysis.well_formed(module)
+    except Exception as error:  # TVM's are of many types
+        raise NotInRelax(f"not well-formed: {str(error).splitlines()[0]}") from error
+    return module
+
+
+def _others(module: Any) -> Sequence[tuple[Any, Any]]:
+    """The functions of a module that expressions can call; its "main" makes way."""
+    return [(var, f) for var, f in module.functions_items() if var.name_hint != "main"]
+
+
+def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
+    """The module that `RelaxModel.SerializeToString` wrote, symbols bound to extents (1 where none is told)."""
+    from tvm import relax
+
+    module = tvm().ir.load_json(data.decode())
+    function = module["main"]
+    known = {
+        v: int((symbols or {}).get(v.name, 1))
+        for p in function.params
+        for v in relax.analysis.definable_tir_vars_in_type(p.ty)
+    }
+    if not known:
+        return module
+    module.update_func(module.get_global_var("main"), function.bind_symbolic_vars(known))
+    return module
+
+
+def program_specs(module: Any) -> list[InputSpec]:
+    """The inputs of a module's function "main"; extents that are not numbers count as 1."""
+    specs = []
+    for param in module["main"].params:
+        values = param.ty.shape.values if param.ty.shape is not None else ()
+        shape = tuple(int(v) if hasattr(v, "value") else 1 for v in values)
+        specs.append(InputSpec(str(param.name), shape, str(param.ty.dtype)))
+    return specs
+

@@ -1,0 +1,49 @@
+"""What TVM compiles: ONNX models, and Relax modules that were written as programs of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .relax_program import load_program, program_specs
+from .tvm_module import InputSpec, import_onnx, input_specs, read_model
+
+if TYPE_CHECKING:
+    import onnx
+
+    Source: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+
+def imported(model: Source, symbols: Mapping[str, int] | None = None) -> tuple[Any, list[InputSpec]]:
+    """The Relax module of a model, and its inputs. symbols: extents of named dimensions; others become 1.
+
+    Raises whatever TVM's importer raises where it does not know an operator.
+    """
+    data = _program(model)
+    if data is not None:
+        module = load_program(data, symbols)
+        return module, program_specs(module)
+    proto = read_model(model)
+    return import_onnx(proto, symbols), input_specs(proto, symbols)
+
+
+def specs_of(path: str, symbols: Mapping[str, int] | None = None) -> list[InputSpec]:
+    """The inputs of a model in a file; its weights are not read if they lie elsewhere."""
+    data = _program(path)
+    if data is not None:
+        return program_specs(load_program(data, symbols))
+    import onnx
+
+    return input_specs(onnx.load(path, load_external_data=False), symbols)
+
+
+def _program(model: Source) -> bytes | None:
+    """The text of a module; None for ONNX models, none of which begins as JSON does."""
+    if isinstance(model, bytes):
+        return model if model[:1] == b"{" else None
+    if isinstance(model, (str, os.PathLike)):
+        with open(model, "rb") as file:
+            return Path(model).read_bytes() if file.read(1) == b"{" else None
+    return None
