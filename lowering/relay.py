@@ -1,0 +1,456 @@
+"""Relay modules, as text with parameters: read, written, moved on to Relax and ONNX. No TVM is needed for text.
+
+    graph = read("model.relay", params="model.params")
+    text, params = write(graph)
+
+Relay was TVM's language up to version 0.19; these are modules as `mod.astext(show_meta_data=True)` prints them, and
+parameters as `relay.save_param_dict` stores them. The whole of the function "main" has to consist of operators that are
+known here (`relay_operators`); another one is named, with its line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..egraph.graph import Attributes, Graph, GraphBuilder, Node, TensorType, TupleType, Type, Weight
+from ..egraph.operators import IllTyped
+from ..errors import UserError
+from .folding import fold_constants
+from .onnx_tensor import numpy_dtype
+from .relay_arrays import read_metadata, read_params, written_metadata, written_params
+from .relay_forms import WRITTEN, NotInRelay, call
+from .relay_operators import READ, NotReadable, Site, Value
+from .relay_text import (
+    Call,
+    Expr,
+    Function,
+    Meta,
+    Name,
+    NotRelay,
+    Part,
+    Scalar,
+    Symbol,
+    TensorKind,
+    Text,
+    Tuple,
+    parse,
+    printed,
+)
+
+
+@dataclass(frozen=True)
+class RelaySource:
+    """What the writer needs of a module beside its graph.
+
+    function: "main". others: the other functions, which it does not call. params, constants: digests of the parameters
+    by name, and of the metadata's constants.
+    """
+
+    function: Function
+    others: tuple[Function, ...] = ()
+    params: Mapping[str, str] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether constants are in the metadata, rather than parameters."""
+        return bool(self.constants)
+
+    def writes(self, op: str) -> bool:
+        """Whether a rule may introduce this core operator."""
+        return op in WRITTEN
+
+    def forbids(self, op: str) -> bool:
+        return False
+
+
+def read(
+    source: str | os.PathLike[str], params: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None
+) -> Graph:
+    """The graph of a file's function "main"; its parameters' values become weights, other parameters inputs.
+
+    Raises `NotRelay` (a `UserError`) for what is no Relay, has an operator that is not known, or does not fit.
+    """
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from None
+    if isinstance(params, (str, os.PathLike)):
+        try:
+            params = read_params(Path(params).read_bytes(), os.fspath(params))
+        except OSError as error:
+            raise UserError(f"{os.fspath(params)}: {error.strerror}") from None
+    return read_text(text, params or {}, str(path))
+
+
+def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: str = "the module") -> Graph:
+    """The same, from the text and arrays by name."""
+    module = parse(text, label)
+    main = next((f for f in module.functions if f.name == "main"), None)
+    if main is None:
+        names = ", ".join(f.name for f in module.functions)
+        raise NotRelay(f"{label}: no function is called main (there is {names})")
+    others = tuple(f for f in module.functions if f is not main)
+    constants = [Weight.of(a, f"constant_{k}") for k, a in enumerate(read_metadata(module.metadata, label))]
+    builder = GraphBuilder()
+    reading = _Replay(builder, main, constants, label)
+    known = params or {}
+    for name, kind in main.params:
+        if not isinstance(kind, TensorKind):
+            raise NotRelay(f"{label}: the parameter {name} is a tuple")
+        if name in known:
+            array = known[name]
+            if array.shape != kind.shape or _dtype(array) != kind.dtype:
+                raise NotRelay(f"{label}: the parameter {name} is {_dtype(array)}{list(array.shape)}, not {kind}")
+            reading.values[name] = builder.weight(Weight.of(array, name, _dtype(array)))
+        else:
+            extents = (f"?{name}.{k}" if d == "?" else d for k, d in enumerate(kind.shape))
+            reading.values[name] = builder.input(name, TensorType(extents, kind.dtype))
+    if known and not any(name in known for name, _ in main.params):  # a few that are not used are usual
+        raise NotRelay(f"{label}: none of the parameters given is one of the module's")
+    outputs = reading.outputs()
+    digests = {n: str(builder.nodes[i].attrs["digest"]) for n, _ in main.params if isinstance(i := reading.values[n], int)
+               and builder.nodes[i].op == "Weight"}  # fmt: skip
+    source = RelaySource(main, others, digests, tuple(w.digest for w in constants))
+    return builder.build(outputs, source)
+
+
+def _dtype(array: np.ndarray) -> str:
+    return str(array.dtype)
+
+
+class _Replay:
+    """Goes through a function's bindings and makes, or finds, the nodes that they are."""
+
+    def __init__(self, builder: GraphBuilder, function: Function, constants: Sequence[Weight], label: str) -> None:
+        self.builder, self.function, self.constants, self.label = builder, function, constants, label
+        self.values: dict[str, Value] = {}
+
+    def outputs(self) -> dict[str, int]:
+        for name, expr in self.function.bindings:
+            self.values[name] = self.named(name, self.value(expr))
+        found = self.named("result", self.value(self.function.result))
+        parts = found if isinstance(found, tuple) else (found,)
+        if not all(isinstance(p, int) for p in parts):
+            raise NotRelay(f"{self.label}: the result is a tuple of tuples")
+        return {f"output_{k}" if len(parts) > 1 else "output": p for k, p in enumerate(parts) if isinstance(p, int)}
+
+    def named(self, name: str, value: Value) -> Value:
+        if isinstance(value, int):
+            node = self.builder.nodes[value]
+            if not node.names and node.op not in ("Input", "Weight"):
+                self.builder.nodes[value] = replace(node, names=(f"v{name}" if name.isdigit() else name,))
+        return value
+
+    def value(self, e: Expr) -> Value:
+        if isinstance(e, Name):
+            if e.name not in self.values:
+                raise NotRelay(f"{self.label}: %{e.name} is used before it is defined")
+            return self.values[e.name]
+        if isinstance(e, Part):
+            whole = self.value(e.of)
+            if not isinstance(whole, tuple) or e.index >= len(whole):
+                raise NotRelay(f"{self.label}: there is no part {e.index}")
+            return whole[e.index]
+        if isinstance(e, Scalar):
+            return self.builder.weight(Weight.of(np.array(e.value, numpy_dtype(e.dtype)), ""))
+        if isinstance(e, Meta):
+            if e.index >= len(self.constants):
+                raise NotRelay(
+                    f"{self.label}: meta[relay.Constant][{e.index}] is not in the metadata "
+                    "(print the module with show_meta_data=True)"
+                )
+            return self.builder.weight(self.constants[e.index])
+        if isinstance(e, Tuple):
+            return tuple(self.value(f) for f in e.fields)
+        return self.call(e)
+
+    def call(self, e: Call) -> Value:
+        where = f"{self.label}, line {e.line}"
+        if e.op not in READ:
+            raise NotRelay(f"{where}: the operator {e.op} is not known")
+        args = [self.value(a) for a in e.args]
+        try:
+            return READ[e.op](Site(self.builder, e.op, args, dict(e.attrs)))
+        except (NotReadable, IllTyped) as error:
+            raise NotRelay(f"{where}: {e.op} with {error} is not known") from None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise NotRelay(f"{where}: {e.op} does not fit its operands ({type(error).__name__}: {error})") from None
+
+
+class _Missing(Exception):
+    """A node that a graph has not."""
+
+
+class _Lookup(GraphBuilder):
+    """A builder that only finds what a graph has."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.nodes, self.weights = list(graph.nodes), dict(graph.weights)
+        self._index = {(n.op, n.inputs, n.attributes): i for i, n in enumerate(self.nodes)}
+
+    def add(self, op: str, inputs: Iterable[int], attrs: Attributes, type: Type, names: tuple[str, ...] = ()) -> int:
+        key = (op, tuple(inputs), attrs)
+        if key not in self._index:
+            raise _Missing
+        return self._index[key]
+
+
+def write(graph: Graph) -> tuple[str, bytes]:
+    """A graph as Relay text and a parameter file (empty where constants are in the text's metadata).
+
+    What the module had before is written as it was. Raises `NotInRelay` for what Relay has not.
+    """
+    return _Writer(graph).written()
+
+
+class _Writer:
+    def __init__(self, graph: Graph) -> None:
+        source = graph.source
+        self.graph = graph
+        self.source = source if isinstance(source, RelaySource) else RelaySource(Function("main", (), (), Name("")))
+        self.live = set(graph.live)
+        self.made: list[tuple[str, Expr]] = []
+        self.exprs: dict[int, Expr] = {}
+        self.done: dict[str, Expr] = {}
+        self.params: dict[str, str] = {}
+        """Digests of the parameters that are used, by name."""
+        self.constants: list[str] = []
+        self.new: dict[str, Weight] = {}
+        self.known, self.results = self._replayed()
+        self.names_of: dict[int, list[str]] = {}
+        for name, value in self.known.items():
+            if isinstance(value, int):
+                self.names_of.setdefault(value, []).append(name)
+        self.constant = self._constant()
+
+    def _replayed(self) -> tuple[dict[str, Value], Value | None]:
+        """The nodes of the variables that the module had, as far as the graph has them, and of its result."""
+        lookup, function = _Lookup(self.graph), self.source.function
+        weights = [self.graph.weights.get(d) for d in self.source.constants]
+        replay = _Replay(lookup, function, [w for w in weights if w is not None], "")
+        if None in weights:  # numbers of constants would be wrong
+            replay.constants = [w if w is not None else Weight.of(np.zeros(0), "") for w in weights]
+        digest = {str(n.attrs["digest"]): i for i, n in enumerate(self.graph.nodes) if n.op == "Weight"}
+        inputs = {str(n.attrs["name"]): i for i, n in enumerate(self.graph.nodes) if n.op == "Input"}
+        for name, _ in function.params:
+            found = digest.get(self.source.params[name]) if name in self.source.params else inputs.get(name)
+            if found is not None:
+                replay.values[name] = found
+        for name, expr in function.bindings:
+            try:
+                replay.values[name] = replay.value(expr)
+            except (_Missing, NotRelay):
+                continue
+        try:
+            return replay.values, replay.value(function.result) if function.bindings else None
+        except (_Missing, NotRelay):
+            return replay.values, None
+
+    def _constant(self) -> dict[int, Weight]:
+        """The weights of constant expressions, as far as they are folded."""
+        nodes, const = self.graph.nodes, set[int]()
+        for i in self.graph.live:
+            n = nodes[i]
+            if n.op == "Weight" or (n.inputs and not n.opaque and all(k in const for k in n.inputs)):
+                const.add(i)
+        wanted = [i for i in sorted(const) if nodes[i].op not in ("Weight", "Absent") and isinstance(nodes[i].type, TensorType)]
+        part = replace(self.graph, outputs=tuple(wanted), output_names=tuple(str(i) for i in wanted), source=None)
+        folded = fold_constants(part)
+        found = {}
+        for i, k in zip(wanted, folded.outputs, strict=True):
+            if folded.nodes[k].op == "Weight":
+                found[i] = folded.weights[str(folded.nodes[k].attrs["digest"])]
+        return found
+
+    def written(self) -> tuple[str, bytes]:
+        outputs = self.graph.outputs
+        same = self.results == (outputs[0] if len(outputs) == 1 else outputs)
+        wanted = self._needed()
+        for name, expr in self.source.function.bindings:
+            if name in wanted:
+                self._recorded(name, expr)
+        if same:
+            result = self._rewritten(self.source.function.result)
+        else:
+            found = [self.expr(i) for i in outputs]
+            result = found[0] if len(found) == 1 else Tuple(tuple(found))
+        return self._text(result)
+
+    def _needed(self) -> set[str]:
+        """Variables of the module that are written as they were: what others, or new nodes, read of them."""
+        bindings, needed = dict(self.source.function.bindings), set[str]()
+        seen = set[int]()
+        names: list[str] = []
+        nodes: list[int] = []
+        outputs = self.graph.outputs
+        if self.results == (outputs[0] if len(outputs) == 1 else outputs):
+            names += _names(self.source.function.result)
+        else:
+            nodes += outputs
+        while names or nodes:
+            if names:
+                name = names.pop()
+                if name in needed or name not in bindings:
+                    continue
+                needed.add(name)
+                names += _names(bindings[name])
+                continue
+            i = nodes.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            if own := [n for n in self.names_of.get(i, ()) if n in bindings]:
+                names.append(own[0])
+            elif i not in self.constant:
+                nodes += self.graph.nodes[i].inputs
+        return needed
+
+    def _recorded(self, name: str, expr: Expr) -> None:
+        made = self._rewritten(expr)
+        self.done[name] = self.bound(made)
+        value = self.known[name]
+        if isinstance(value, int):
+            self.exprs.setdefault(value, self.done[name])
+
+    def _rewritten(self, e: Expr) -> Expr:
+        """An expression of the module with the names that its parts have now."""
+        if isinstance(e, Name):
+            if e.name in self.done:
+                return self.done[e.name]
+            return self._leaf(self.known[e.name], e.name)
+        if isinstance(e, Part):
+            return Part(self._rewritten(e.of), e.index)
+        if isinstance(e, Tuple):
+            return Tuple(tuple(map(self._rewritten, e.fields)))
+        if isinstance(e, Call):
+            return replace(e, args=tuple(map(self._rewritten, e.args)))
+        if isinstance(e, Meta):
+            return self._meta(self.source.constants[e.index])
+        return e
+
+    def _leaf(self, value: Value, name: str) -> Expr:
+        assert isinstance(value, int)
+        if self.graph.nodes[value].op == "Weight":
+            self.params[name] = str(self.graph.nodes[value].attrs["digest"])
+        return Name(name)
+
+    def _meta(self, digest: str) -> Expr:
+        if digest not in self.constants:
+            self.constants.append(digest)
+        return Meta(self.constants.index(digest))
+
+    # What a form asks
+
+    def expr(self, i: int) -> Expr:
+        if i not in self.exprs:
+            self.exprs[i] = self._made(i)
+        return self.exprs[i]
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        kind = self.graph.nodes[i].type
+        if not isinstance(kind, TensorType) or not kind.concrete:
+            raise NotInRelay("a shape that is not known")
+        return kind.shape  # type: ignore[return-value]
+
+    def transposed(self, i: int) -> Expr:
+        node, rank = self.graph.nodes[i], len(self.shape(i))
+        last = (*range(rank - 2), rank - 1, rank - 2)
+        if node.op == "Transpose" and tuple(node.attrs["perm"]) == last:
+            return self.expr(node.inputs[0])
+        weight = self.constant.get(i) or (self.graph.weights[str(node.attrs["digest"])] if node.op == "Weight" else None)
+        if weight is not None:
+            return self._weight(Weight.of(np.asarray(np.swapaxes(weight.load(), -1, -2), order="C"), weight.name))
+        return self.bound(call("transpose", self.expr(i), axes=last))
+
+    def bound(self, e: Expr) -> Expr:
+        name = str(len(self.made))
+        self.made.append((name, e))
+        return Name(name)
+
+    def _made(self, i: int) -> Expr:
+        node = self.graph.nodes[i]
+        if node.op == "Input":
+            return Name(str(node.attrs["name"]))
+        if node.op == "Weight":
+            digest = str(node.attrs["digest"])
+            for name, known in self.source.params.items():
+                if known == digest:
+                    return self._leaf(i, name)
+            if digest in self.source.constants:
+                return self._meta(digest)
+            return self._weight(self.graph.weights[digest])
+        if i in self.constant:
+            return self._weight(self.constant[i])
+        if node.op == "Get":
+            return Part(self.expr(node.inputs[0]), int(node.attrs["index"]))
+        if node.op not in WRITTEN:
+            raise NotInRelay(f"Relay has no {node.op}")
+        return self.bound(WRITTEN[node.op](self, node, node.inputs))
+
+    def _weight(self, weight: Weight) -> Expr:
+        """A constant that the module had not: a number, or one more parameter or constant."""
+        if weight.type.shape == () and weight.type.dtype != "bfloat16":
+            return Scalar(weight.load().item(), weight.type.dtype)
+        self.new[weight.digest] = weight
+        if self.source.frozen:
+            return self._meta(weight.digest)
+        for name, digest in self.params.items():
+            if digest == weight.digest:
+                return Name(name)
+        taken = {*self.params, *(name for name, _ in self.source.function.params), *self.graph.input_names}
+        k = 0
+        while f"folded_{k}" in taken:
+            k += 1
+        self.params[f"folded_{k}"] = weight.digest
+        return Name(f"folded_{k}")
+
+    def _text(self, result: Expr) -> tuple[str, bytes]:
+        weights = {**self.graph.weights, **self.new}
+        made = self.made
+        if isinstance(result, Name) and made and result.name == made[-1][0]:  # as Relay prints it
+            result = made.pop()[1]
+        kinds = {name: kind for name, kind in self.source.function.params}
+        params: list[tuple[str, Any]] = []
+        for name in [*kinds, *self.graph.input_names, *self.params]:
+            if name in dict(params):
+                continue
+            if name in self.params:
+                params.append((name, _kind(weights[self.params[name]].type)))
+            elif name in self.graph.input_names:
+                node = next(n for n in self.graph.nodes if n.op == "Input" and n.attrs["name"] == name)
+                params.append((name, kinds.get(name) or _kind(node.type)))
+        function = Function("main", tuple(params), tuple(made), result)
+        metadata = written_metadata([np.asarray(weights[d].load()) for d in self.constants])
+        text = printed(Text((function, *self.source.others), metadata))
+        arrays = {name: np.asarray(weights[d].load()) for name, d in self.params.items()}
+        return text, written_params(arrays) if arrays else b""
+
+
+def _kind(kind: Type) -> TensorKind:
+    if isinstance(kind, TupleType) or kind.shape is None:
+        raise NotInRelay("a shape that is not known")
+    return TensorKind(tuple(d if isinstance(d, int) else "?" for d in kind.shape), kind.dtype)
+
+
+def _names(e: Expr) -> list[str]:
+    """The variables that an expression reads."""
+    if isinstance(e, Name):
+        return [e.name]
+    if isinstance(e, Part):
+        return _names(e.of)
+    parts: Sequence[Expr] = e.fields if isinstance(e, Tuple) else e.args if isinstance(e, Call) else ()
+    return [name for part in parts for name in _names(part)]
+
+
+__all__ = ["NotInRelay", "NotRelay", "RelaySource", "Symbol", "read", "read_text", "write"]
