@@ -227,6 +227,8 @@ class _Writer:
         """Digests of the parameters that are used, by name."""
         self.constants: list[str] = []
         self.new: dict[str, Weight] = {}
+        self.fresh: list[int] = []
+        """Nodes that the module had not."""
         self.known, self.results = self._replayed()
         self.names_of: dict[int, list[str]] = {}
         for name, value in self.known.items():
@@ -283,6 +285,9 @@ class _Writer:
         if same:
             result = self._rewritten(self.source.function.result)
         else:
+            for i in self.fresh:  # operands first, lest this recurse through the whole graph
+                if self.graph.nodes[i].op != "Transpose":
+                    self.expr(i)
             found = [self.expr(i) for i in outputs]
             result = found[0] if len(found) == 1 else Tuple(tuple(found))
         return self._text(result)
@@ -313,7 +318,9 @@ class _Writer:
             if own := [n for n in self.names_of.get(i, ()) if n in bindings]:
                 names.append(own[0])
             elif i not in self.constant:
+                self.fresh.append(i)
                 nodes += self.graph.nodes[i].inputs
+        self.fresh.sort()
         return needed
 
     def _recorded(self, name: str, expr: Expr) -> None:

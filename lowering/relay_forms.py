@@ -115,10 +115,15 @@ def _batch_norm(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
 
 
 def _layer_norm(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
-    shape = w.shape(xs[0])
-    if node.attrs["axis"] != len(shape) - 1 or len(xs) != 3:
-        raise NotInRelay("a layer normalisation over several axes, or without bias")
-    return call("nn.layer_norm", *map(w.expr, xs), axis=node.attrs["axis"], epsilon=node.attrs["epsilon"])
+    shape, axis, epsilon = w.shape(xs[0]), node.attrs["axis"], node.attrs["epsilon"]
+    if axis == len(shape) - 1 and len(xs) == 3 and w.shape(xs[1]) == w.shape(xs[2]) == shape[-1:]:
+        return call("nn.layer_norm", *map(w.expr, xs), axis=axis, epsilon=epsilon)
+    axes, x, dtype = tuple(range(axis, len(shape))), w.expr(xs[0]), _dtype(node)
+    mean = w.bound(call("mean", x, axis=axes, keepdims=True))
+    variance = w.bound(call("variance", x, mean, axis=axes, keepdims=True))
+    root = w.bound(call("sqrt", w.bound(call("add", variance, Scalar(epsilon, dtype)))))
+    scaled = call("multiply", w.bound(call("divide", w.bound(call("subtract", x, mean)), root)), w.expr(xs[1]))
+    return scaled if len(xs) == 2 else call("add", w.bound(scaled), w.expr(xs[2]))
 
 
 def _clip(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
