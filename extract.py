@@ -36,9 +36,18 @@ def parser() -> argparse.ArgumentParser:
         "xrlflow.extract", description="Make an ONNX model faster without changing what it computes.", epilog=EPILOG
     )
     p.add_argument(
-        "model", metavar="MODEL", help="the ONNX file to optimise; or an e-graph, as egraph-serialize JSON (FILE.json)"
+        "model",
+        metavar="MODEL",
+        help="the ONNX file to optimise; or a Relay module (FILE.relay, see --params); or an e-graph, as "
+        "egraph-serialize JSON (FILE.json)",
     )
-    p.add_argument("-o", "--output", metavar="OUT", help="where to write the result; without it nothing is written")
+    p.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="where to write the result: ONNX, or Relay text if it ends in .relay (parameters go to OUT.params); "
+        "without it nothing is written",
+    )
     p.add_argument(
         "--method",
         default="auto",
@@ -106,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         help="measure a dynamic model at these extents (batch=1,seq=128); repeatable: never slower at any of them; "
         "not with --inputs, whose extents count",
     )
+    p.add_argument("--params", metavar="FILE", help="the parameters of a Relay module (MODEL.relay)")
     p.add_argument("--opset", type=int, metavar="N", help="convert the model to this opset (default: keep its own)")
     p.add_argument("--policy", metavar="FILE", help="a trained policy (default: the one shipped)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: %(default)s)")
@@ -185,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.json, args.save_egraph):
         if path is not None:
             check_writable(path)
-            if os.path.exists(path) and os.path.exists(args.model):
+            if os.path.exists(path) and os.path.exists(args.model) and not args.model.endswith(".relay"):
                 check_apart(Path(args.model), Path(path))
     check_distinct(args)
     options = Options(
@@ -195,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         without=tuple(args.without), threads=args.threads, trials=args.trials, policy=args.policy, seed=args.seed,
         verify=not args.no_verify, inputs=args.inputs, custom_ops=tuple(args.custom_ops), opset=args.opset,
         shape=tuple(args.shape), at=tuple(args.at), explain_misses=args.explain_misses, provider=args.provider,
-        level=args.level, tracker=args.tracker, key=args.key,
+        level=args.level, tracker=args.tracker, key=args.key, params=args.params,
     )  # fmt: skip
     if args.model.endswith(".json"):
         return run_egraph(args, options)
@@ -243,7 +253,13 @@ def check_distinct(args: argparse.Namespace) -> None:
 
     OUT may be MODEL: the model is replaced by its result then.
     """
-    read = [("MODEL", args.model), ("--inputs", args.inputs), ("--policy", args.policy), ("--replay", args.replay)]
+    read = [
+        ("MODEL", args.model),
+        ("--params", args.params),
+        ("--inputs", args.inputs),
+        ("--policy", args.policy),
+        ("--replay", args.replay),
+    ]
     read += [("--custom-ops", library) for library in args.custom_ops]
     named = [(what, os.path.realpath(path)) for what, path in read if path is not None]
     for what, path in (("-o", args.output), ("--json", args.json), ("--save-egraph", args.save_egraph)):

@@ -32,6 +32,7 @@ class Options:
     level: of its optimisations, on both sides of every comparison: none, basic, extended or all.
     tracker, key: an RPC tracker ("HOST:PORT") and what the devices behind it are called: llvm and cuda are theirs then.
     opset: convert the model to this opset first; the result has it, too, where the original is returned.
+    params: the parameters of a Relay module, a file or arrays by name.
     explain_misses: find out where rules almost fired and why they did not.
     """
 
@@ -57,6 +58,7 @@ class Options:
     tracker: str = ""
     key: str = ""
     opset: int | None = None
+    params: str | os.PathLike[str] | Mapping[str, Any] | None = None
     explain_misses: bool = False
     shape: Any = ()
     at: Sequence[str | Mapping[str, int]] = ()

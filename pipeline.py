@@ -180,6 +180,7 @@ class Run:
             opset=self.options.opset,
             verify=self.options.verify,
             custom_ops=self.options.custom_ops,
+            params=self.options.params,
         )
 
     def measuring_points(self, graph: Graph) -> list[dict[str, int]]:

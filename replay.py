@@ -35,7 +35,10 @@ def replay(source: Any, record: str | os.PathLike[str], options: Options) -> Res
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{name}: no record of a run that can be replayed; --json writes one") from None
     source = plain(source)
-    graph = load(source, shapes=shape, opset=opset, verify=options.verify, custom_ops=tuple(options.custom_ops))
+    graph = load(
+        source, shapes=shape, opset=opset, verify=options.verify, custom_ops=tuple(options.custom_ops),
+        params=options.params,
+    )  # fmt: skip
     graph = meant_for(graph, target.partition(":")[0])
     result = Result(graph, source, target, options)
     if told["program"] is None:

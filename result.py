@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,9 @@ class Result:
         """
         from .lowering.onnx_files import copy, save
 
-        if self.improved or getattr(self.graph.source, "altered", False):
+        if Path(path).suffix == ".relay":
+            self._save_relay(Path(path))
+        elif self.improved or getattr(self.graph.source, "altered", False):
             save(self.graph, path)
         elif isinstance(self.source, (str, os.PathLike)):
             copy(self.source, path)
@@ -95,6 +98,21 @@ class Result:
         else:
             save(self.graph, path)
         self.output = os.path.basename(os.fspath(path))
+
+    def _save_relay(self, path: Path) -> None:
+        """Write Relay text, and its parameters beside it as NAME.params."""
+        from .lowering.relay import RelaySource, checked
+
+        params = self.options.params
+        untouched = not self.improved and isinstance(self.graph.source, RelaySource)
+        if untouched and isinstance(self.source, (str, os.PathLike)) and not isinstance(params, Mapping):
+            text = Path(self.source).read_bytes()
+            arrays = b"" if params is None else Path(params).read_bytes()
+        else:
+            text, arrays = checked(self.graph)
+        if arrays:
+            write_file(path.with_suffix(".params"), arrays)
+        write_file(path, text)
 
     @property
     def converted_from(self) -> int | None:

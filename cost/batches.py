@@ -44,6 +44,9 @@ DRIFT = 0.05
 RECOVERY = 15.0
 """Seconds that a device which was lost has to come back."""
 
+RETRIES = 2
+"""A kernel whose tuning crashes or hangs is tried so often again: behind the schedule that did it."""
+
 LOSSES = 2
 """A kernel during which so many sessions were lost is what loses them."""
 
@@ -69,6 +72,7 @@ class _Entry:
     job: Job
     losses: int = 0
     alone: bool = False
+    retries: int = RETRIES
     found: dict[str, Any] = field(default_factory=dict)
     """What making it ready said."""
 
@@ -164,8 +168,11 @@ class Batches:
                     for one in ready:  # what a single run took is better than nothing
                         self.known.setdefault(one.job.key, one.found["ms"] / one.job.copies)
                     return []
-                self.again(ready)
-                self.remember(entry.job, np.inf, reason=str(e))
+                if self.may_go_on(entry):
+                    self.again([*ready, entry])
+                else:
+                    self.again(ready)
+                    self.remember(entry.job, np.inf, reason=str(e))
                 begun, ready, size, needed = False, [], 0, 0.0
             except WorkerError as e:
                 if e.device_lost:
@@ -177,6 +184,9 @@ class Batches:
                     entry.alone = True
                     self.again([*ready, entry] if died else [entry])
                     return [] if died else ready
+                if died and self.may_go_on(entry):
+                    self.again([entry])
+                    return []
                 self.remember(entry.job, np.inf, reason=str(e)[:300])
                 begun &= not died
             else:
@@ -187,6 +197,11 @@ class Batches:
                 if entry.alone:
                     break
         return ready
+
+    def may_go_on(self, entry: _Entry) -> bool:
+        """Whether tuning a kernel that broke off can go on behind the schedule that it broke off at."""
+        entry.retries -= 1
+        return bool(self.folder) and entry.retries >= 0
 
     def begin(self, worker: Worker, entry: _Entry) -> None:
         """Get a worker ready for a batch that begins with `entry`: the reference kernels come first."""

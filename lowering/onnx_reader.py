@@ -57,9 +57,11 @@ from .points import parse_extents, settle, specialise
 
 
 def load(
-    source: Any, *, shapes: Any = None, opset: int | None = None, verify: bool = True, custom_ops: Sequence[str] = ()
-) -> Graph:
-    """Read an ONNX model from a file, from bytes, from a `ModelProto` or from what `plain` makes one of.
+    source: Any, *, shapes: Any = None, opset: int | None = None, verify: bool = True, custom_ops: Sequence[str] = (),
+    params: Any = None,
+) -> Graph:  # fmt: skip
+    """Read an ONNX model from a file, from bytes, from a `ModelProto` or from what `plain` makes one of; or a Relay
+    module from a file NAME.relay, params then being its parameters: a file, or arrays by name.
 
     Weights stay where they are (external data memory-mapped) until they are needed.
     shapes: extents for symbolic dimensions, by input or by symbol: `{"input_ids": (1, 128)}`, `{"batch": 1}`, or text
@@ -69,6 +71,14 @@ def load(
     conversion is not possible or changes what the model computes.
     """
     original = plain(source)
+    if isinstance(original, (str, os.PathLike)) and Path(original).suffix == ".relay":
+        from .relay import read as read_relay
+
+        if shapes or opset is not None:
+            raise UserError(f"{os.fspath(original)}: shapes and opset are for ONNX models; this is a Relay module")
+        return read_relay(original, params)
+    if params is not None:
+        raise UserError("params: only a Relay module (NAME.relay) has its parameters in another file")
     label = str(os.fspath(original)) if isinstance(original, (str, os.PathLike)) else "the model"
     with guarded(label):
         return _load(original, label, shapes, opset, verify, custom_ops)

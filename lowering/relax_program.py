@@ -137,4 +137,3 @@ def program_specs(module: Any) -> list[InputSpec]:
         shape = tuple(int(v) if hasattr(v, "value") else 1 for v in values)
         specs.append(InputSpec(str(param.name), shape, str(param.ty.dtype)))
     return specs
-

@@ -23,6 +23,7 @@ from .relax_operators import READ, WRITTEN, Call, NotCore
 IMPURE = ("print", "assert_op", "call_inplace_packed", "call_tir_inplace", "multinomial_from_uniform", "dropout")
 """In the names of operators whose calls are never merged with others."""
 
+
 @dataclass(frozen=True)
 class Whole:
     """All parts of a node that is tuple-valued."""
@@ -92,9 +93,7 @@ class RelaxSource:
         self.spellings.setdefault(key, template)
 
 
-def read_region(
-    bindings: Sequence[Any], read_after: Collection[Any], extents: Extents, module: Any = None
-) -> Graph:
+def read_region(bindings: Sequence[Any], read_after: Collection[Any], extents: Extents, module: Any = None) -> Graph:
     """The graph of some bindings, its `source` a `RelaxSource`. read_after: variables that are read after them. module:
     what they call functions of.
 

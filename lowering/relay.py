@@ -57,6 +57,9 @@ class RelaySource:
     params: Mapping[str, str] = field(default_factory=dict)
     constants: tuple[str, ...] = ()
 
+    altered = True
+    """To other runtimes this is another model than the file: it has to be written for them."""
+
     @property
     def frozen(self) -> bool:
         """Whether constants are in the metadata, rather than parameters."""
@@ -214,6 +217,17 @@ def write(graph: Graph) -> tuple[str, bytes]:
     return _Writer(graph).written()
 
 
+def checked(graph: Graph) -> tuple[bytes, bytes]:
+    """The same as bytes, once the text, read again, computed what the graph does. Raises `NotInRelay` if it does not."""
+    from .verification import verify
+
+    text, params = write(graph)
+    found = verify(graph, read_text(text, read_params(params) if params else None, "the module written"), samples=1)
+    if found.verdict == "failed":
+        raise NotInRelay(f"the Relay text computes something else ({found.detail}); please report this")
+    return text.encode(), params
+
+
 class _Writer:
     def __init__(self, graph: Graph) -> None:
         source = graph.source
@@ -266,7 +280,11 @@ class _Writer:
             n = nodes[i]
             if n.op == "Weight" or (n.inputs and not n.opaque and all(k in const for k in n.inputs)):
                 const.add(i)
-        wanted = [i for i in sorted(const) if nodes[i].op not in ("Weight", "Absent") and isinstance(nodes[i].type, TensorType)]
+        wanted = [
+            i
+            for i in sorted(const)
+            if nodes[i].op not in ("Weight", "Absent") and isinstance(nodes[i].type, TensorType)
+        ]
         part = replace(self.graph, outputs=tuple(wanted), output_names=tuple(str(i) for i in wanted), source=None)
         folded = fold_constants(part)
         found = {}
@@ -375,7 +393,9 @@ class _Writer:
         last = (*range(rank - 2), rank - 1, rank - 2)
         if node.op == "Transpose" and tuple(node.attrs["perm"]) == last:
             return self.expr(node.inputs[0])
-        weight = self.constant.get(i) or (self.graph.weights[str(node.attrs["digest"])] if node.op == "Weight" else None)
+        weight = self.constant.get(i) or (
+            self.graph.weights[str(node.attrs["digest"])] if node.op == "Weight" else None
+        )
         if weight is not None:
             return self._weight(Weight.of(np.asarray(np.swapaxes(weight.load(), -1, -2), order="C"), weight.name))
         return self.bound(call("transpose", self.expr(i), axes=last))

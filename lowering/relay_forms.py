@@ -129,7 +129,9 @@ def _layer_norm(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
 def _clip(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
     limits = {"a_min": node.attrs["min"], "a_max": node.attrs["max"]}
     largest = float(np.finfo(np.float32).max)
-    return call("clip", w.expr(xs[0]), **{k: v if math.isfinite(v) else math.copysign(largest, v) for k, v in limits.items()})
+    return call(
+        "clip", w.expr(xs[0]), **{k: v if math.isfinite(v) else math.copysign(largest, v) for k, v in limits.items()}
+    )
 
 
 def _gelu(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
@@ -207,4 +209,3 @@ WRITTEN: dict[str, Form] = {
     "Gather": lambda w, node, xs: call("take", w.expr(xs[0]), w.expr(xs[1]), axis=node.attrs["axis"]),
 }  # fmt: skip
 """Core operators that Relay has, or that are a few calls there."""
-

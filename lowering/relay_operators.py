@@ -215,7 +215,9 @@ def _layer_norm(s: Site) -> int:
 
 def _axes(s: Site) -> tuple[int, ...]:
     rank, told = len(s.shape(s.x())), s.get("axis")
-    found = {int(a) % max(1, rank) for a in (range(rank) if told is None else (told,) if isinstance(told, int) else told)}
+    found = {
+        int(a) % max(1, rank) for a in (range(rank) if told is None else (told,) if isinstance(told, int) else told)
+    }
     return tuple(sorted(set(range(rank)) - found if s.get("exclude", False) else found))
 
 
@@ -268,7 +270,11 @@ def _strided_slice(s: Site) -> int:
         found[axis % len(shape)] = start, max(start, min(n, stop))
     order = sorted(found)
     return s.op(
-        "Slice", s.x(), axes=tuple(order), starts=tuple(found[a][0] for a in order), ends=tuple(found[a][1] for a in order)
+        "Slice",
+        s.x(),
+        axes=tuple(order),
+        starts=tuple(found[a][0] for a in order),
+        ends=tuple(found[a][1] for a in order),
     )
 
 

@@ -120,7 +120,7 @@ def tune(
                 continue
             before = t.trials
             try:
-                _improve(t, target, place, wanted, left)
+                _improve(t, target, place, wanted, left, folder)
             finally:
                 if folder:
                     store(t, folder)
@@ -143,12 +143,18 @@ def _plan(tasks: list[Task], trials: int) -> list[int]:
     ]
 
 
-def _improve(t: Task, target: Any, place: Here | Remote, wanted: int, seconds: float) -> None:
-    """Measure candidates until the task has had `wanted` trials or the time is over."""
+def _improve(t: Task, target: Any, place: Here | Remote, wanted: int, seconds: float, folder: Path | None) -> None:
+    """Measure candidates until the task has had `wanted` trials or the time is over.
+
+    Each is noted in `folder` before it is built: one that crashes the process, or on which LLVM takes for ever, costs
+    that trial and not the kernel, for whoever goes on begins behind it.
+    """
     deadline = time.monotonic() + seconds
     arguments = _tensors(t.module, place.device)
     for trace, schedule in _candidates(t, target, wanted):
         t.trials += 1
+        if folder:
+            store(t, folder)
         try:
             library = place.load(tvm().tirx.build(schedule, target=target))
             ms = _time(library, place.device, arguments, t.ms)

@@ -160,3 +160,16 @@ def test_a_settling_that_is_cut_short_leaves_what_was_known(tmp_path: Path, monk
 def test_the_references_run() -> None:
     for name in REFERENCES:
         assert 0.001 < min(Session(reference_model(name)).time(number=2, repeat=3)) < 50
+
+
+@pytest.mark.parametrize("error", [WorkerDied("SIGSEGV"), WorkerTimeout("hung")])
+def test_a_schedule_that_crashes_or_hangs_costs_a_trial_and_not_the_kernel(error: WorkerError, tmp_path: Path) -> None:
+    """What tunes goes on behind it the next time; where nothing is tuned, a crash is the kernel's own."""
+    target = Target("llvm")
+    jobs = [Job(k, "Op", lambda: reference_model(REFERENCES[0])) for k in "abcd"]
+    for times, expected in ((2, 1.0), (9, np.inf)):
+        known: dict[str, float] = {}
+        machine = Machine(on=failing("c", error, times=times))
+        with Bench(target, Database(tmp_path / str(times)), 4, machine) as bench:  # type: ignore[arg-type]
+            bench.measure(jobs, known, time.monotonic() + 60)
+        assert known == {"a": 1.0, "b": 1.0, "c": expected, "d": 1.0}
