@@ -38,7 +38,7 @@ class Optimize:
     """Finds faster forms of the dataflow blocks of a module's Relax functions.
 
     method, budget (seconds, for the whole module), and further options are those of `xrlflow.optimize`. target: one of
-    its targets, or a `tvm.target.Target`; by default the target in whose scope the pass runs, else `xrlflow.optimize`'s.
+    its targets, or a `tvm.target.Target`; by default the one in whose scope the pass runs, else `xrlflow.optimize`'s.
     Kernels are fused and timed as `pipeline` compiles them. Under a roofline nothing is measured, and the cheapest
     program is taken.
 
@@ -74,8 +74,8 @@ class _Search:
         self.account: list[dict[str, Any]] = []
 
     def improved(self, region: Region) -> Graph | None:
-        from ..pipeline import Run
         from ..options import Options
+        from ..pipeline import Run
         from .folding import fold_constants
 
         size = len(region.graph.operators)
@@ -118,8 +118,9 @@ def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
         from tvm import relax
 
         of = tvm().target.Target(target) if target is not None else tvm().target.Target.current(allow_none=False)
+        optimize: Any = Optimize(target=of, **options)
         with of:
-            module = fuse(Optimize(target=of, **options)(module), of)
+            module = fuse(optimize(module), of)
             if tuned and (known := _schedules(module, of, options.get("threads", 1))) is not None:
                 with known:
                     module = relax.transform.MetaScheduleApplyDatabase()(module)

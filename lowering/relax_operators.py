@@ -1,7 +1,7 @@
 """Relax operators that are core operators, and core operators in Relax.
 
 `READ` says for each Relax operator which core operator a call of it is; whatever does not fit exactly raises `NotCore`
-and stays opaque. `WRITTEN` says how a core operator is written; the reader's own spelling is preferred where there is one.
+and stays opaque. `WRITTEN` says how a core operator is written; the module's own spelling is preferred if there is one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ class NotCore(ValueError):
 
 @dataclass
 class Call:
-    """A call of a Relax operator. args: its arguments. attrs: its attributes. types: of those arguments that are tensors
-    (None for the others), or of the parts of a tuple. used: which parts of its result are read, if that is a tuple."""
+    """A call of a Relax operator.
+
+    args: its arguments. attrs: its attributes. types: of those arguments that are tensors (None for the others), or of
+    the parts of a tuple. used: which parts of its result are read, if that is a tuple.
+    """
 
     args: Sequence[Any]
     attrs: Mapping[str, Any]
@@ -220,11 +223,10 @@ def _slice(call: Call) -> Core:
 
 
 def _tuple(expr: Any) -> list[int]:
-    fields = getattr(expr, "fields", None)
-    values = [getattr(f, "value", f) for f in fields] if fields is not None else [None]
+    values = [getattr(f, "value", f) for f in getattr(expr, "fields", (None,))]
     if not all(isinstance(v, int) for v in values):
         raise NotCore("a bound that is no number")
-    return values
+    return [int(v) for v in values if v is not None]
 
 
 def _permute(call: Call) -> Core:
@@ -380,14 +382,16 @@ def _written_layer_norm(op: Any, node: Node, xs: Sequence[Any], types: Sequence[
     return op.nn.layer_norm(xs[0], scale, zero, axes, node.attrs["epsilon"], center=False)
 
 
+def _written_reduction(name: str) -> Written:
+    def write(op: Any, node: Node, xs: Sequence[Any], types: Sequence[TensorType], extents: Extents) -> Any:
+        return getattr(op, name)(xs[0], list(node.attrs["axes"]), bool(node.attrs["keepdims"]))
+
+    return write
+
+
 WRITTEN: dict[str, Written] = {
     **{op: _call(name) for name, op in (*UNARY.items(), *BINARY.items())},
-    **{
-        op: (lambda op, node, xs, types, extents, name=name: getattr(op, name)(
-            xs[0], list(node.attrs["axes"]), bool(node.attrs["keepdims"])
-        ))
-        for name, op in REDUCTIONS.items()
-    },
+    **{op: _written_reduction(name) for name, op in REDUCTIONS.items()},
     "Gelu": lambda op, node, xs, types, extents: (
         op.nn.gelu_tanh(xs[0]) if node.attrs["approximate"] == "tanh" else op.nn.gelu(xs[0])
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..egraph.graph import UNKNOWN, Graph, TensorType
-from .relax_region import RelaxSource, variables
+from .relax_region import RelaxSource, Value, variables
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
 
@@ -76,7 +76,7 @@ def _program(graph: Graph) -> Any:
     outputs = [graph.nodes[i].type for i in graph.outputs]
     if any(not isinstance(t, TensorType) or t.dtype == UNKNOWN for t in outputs):
         raise NotInRelax("a region that gives something else than tensors")
-    targets = [
+    targets: list[tuple[Any, Value]] = [
         (relax.Var(f"out{k}", source.extents.relax_type(t)), k)
         for k, t in enumerate(outputs) if isinstance(t, TensorType)
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def _program(graph: Graph) -> Any:
     results = [var for var, _ in targets]
     free = set().union(*(variables(b.value) for b in bindings)) - {b.var for b in bindings} - set(ordered)
     if free:
-        raise NotInRelax(f"a region that reads {sorted(v.name for v in free)[0]}, which is no tensor, from outside")
+        raise NotInRelax(f"a region that reads {min(v.name for v in free)}, which is no tensor, from outside")
     body: Any = results[0] if len(results) == 1 else relax.Tuple(results)
     function = relax.Function(ordered, relax.SeqExpr([relax.DataflowBlock(bindings)], body), body.ty, True)
     function = function.with_attr("global_symbol", "main")

@@ -244,8 +244,9 @@ class _Reader:
             if isinstance(value, tuple):
                 parts = [of(v) for v in value]
                 return lambda xs: relax.Tuple([part(xs) for part in parts])
+            k = len(found)
             found.append(value)
-            return lambda xs, k=len(found) - 1: xs[k]  # type: ignore[misc]
+            return lambda xs: xs[k]
 
         def walk(e: Any) -> Callable[[Sequence[Any]], Any]:
             if self._slot(e):
@@ -365,11 +366,11 @@ def _label(expr: Any) -> str:
     return str(getattr(op, "name_hint", None) or type(expr).__name__)
 
 
-def _constant() -> type:
+def _constant() -> Any:
+    """The class of constants."""
     from tvm.ir import GenericConst
 
-    found: type = GenericConst
-    return found
+    return GenericConst
 
 
 def _tensors(kind: Any) -> bool:

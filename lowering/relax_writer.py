@@ -42,7 +42,6 @@ class _Writer:
         self.uses.update(graph.outputs)
 
     def bindings(self) -> list[Any]:
-        from tvm import relax
 
         targets = self._targets()
         bound = set()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..egraph.graph import Attributes, Graph, GraphBuilder, Node, TensorType, TupleType, Type, Weight
+from ..egraph.graph import Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight
 from ..egraph.operators import IllTyped
 from ..errors import UserError
 from .folding import fold_constants
@@ -85,12 +85,17 @@ def read(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from None
-    if isinstance(params, (str, os.PathLike)):
-        try:
-            params = read_params(Path(params).read_bytes(), os.fspath(params))
-        except OSError as error:
-            raise UserError(f"{os.fspath(params)}: {error.strerror}") from None
-    return read_text(text, params or {}, str(path))
+    return read_text(text, _arrays(params), str(path))
+
+
+def _arrays(params: str | os.PathLike[str] | Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray]:
+    if params is None or isinstance(params, Mapping):
+        return params or {}
+    file = Path(params)
+    try:
+        return read_params(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
 
 
 def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: str = "the module") -> Graph:
@@ -119,8 +124,8 @@ def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: 
     if known and not any(name in known for name, _ in main.params):  # a few that are not used are usual
         raise NotRelay(f"{label}: none of the parameters given is one of the module's")
     outputs = reading.outputs()
-    digests = {n: str(builder.nodes[i].attrs["digest"]) for n, _ in main.params if isinstance(i := reading.values[n], int)
-               and builder.nodes[i].op == "Weight"}  # fmt: skip
+    weights = {n: builder.nodes[i] for n, _ in main.params if isinstance(i := reading.values[n], int)}
+    digests = {n: str(node.attrs["digest"]) for n, node in weights.items() if node.op == "Weight"}
     source = RelaySource(main, others, digests, tuple(w.digest for w in constants))
     return builder.build(outputs, source)
 
@@ -218,7 +223,7 @@ def write(graph: Graph) -> tuple[str, bytes]:
 
 
 def checked(graph: Graph) -> tuple[bytes, bytes]:
-    """The same as bytes, once the text, read again, computed what the graph does. Raises `NotInRelay` if it does not."""
+    """The same as bytes, once the text, read again, computed what the graph does; else raises `NotInRelay`."""
     from .verification import verify
 
     text, params = write(graph)
@@ -447,7 +452,7 @@ class _Writer:
         made = self.made
         if isinstance(result, Name) and made and result.name == made[-1][0]:  # as Relay prints it
             result = made.pop()[1]
-        kinds = {name: kind for name, kind in self.source.function.params}
+        kinds = dict(self.source.function.params)
         params: list[tuple[str, Any]] = []
         for name in [*kinds, *self.graph.input_names, *self.params]:
             if name in dict(params):

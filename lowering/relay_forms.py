@@ -60,8 +60,8 @@ def _matmul(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
         raise NotInRelay("a product with a vector")
     if len(right) == 2:  # all rows together
         x = w.expr(a) if len(left) == 2 else _reshaped(w, w.expr(a), (prod(left[:-1]), left[-1]))
-        y = call("nn.dense", x, w.transposed(b), units=right[1])
-        return y if len(left) == 2 else call("reshape", w.bound(y), newshape=out)
+        rows = call("nn.dense", x, w.transposed(b), units=right[1])
+        return rows if len(left) == 2 else call("reshape", w.bound(rows), newshape=out)
     batch = out[:-2]
     x, y = w.expr(a), w.expr(b)
     if left[:-2] != batch:
@@ -177,14 +177,16 @@ def _pad(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
     return call("nn.pad", w.expr(xs[0]), Scalar(node.attrs["value"], _dtype(node)), pad_width=widths)
 
 
+def _reduce(name: str) -> Form:
+    def write(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
+        return call(name, w.expr(xs[0]), axis=node.attrs["axes"], keepdims=bool(node.attrs["keepdims"]))
+
+    return write
+
+
 WRITTEN: dict[str, Form] = {
     **{op: _plain(name) for name, op in (*UNARY.items(), *BINARY.items())},
-    **{
-        op: (lambda w, node, xs, name=name: call(
-            name, w.expr(xs[0]), axis=node.attrs["axes"], keepdims=bool(node.attrs["keepdims"])
-        ))
-        for name, op in REDUCTIONS.items()
-    },
+    **{op: _reduce(name) for name, op in REDUCTIONS.items()},
     "Gelu": _gelu,
     "Swish": _swish,
     "Reciprocal": lambda w, node, xs: call("divide", Scalar(1.0, _dtype(node)), w.expr(xs[0])),

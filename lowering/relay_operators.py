@@ -1,11 +1,12 @@
 """Relay's operators as core operators: each call becomes one or several nodes of a graph.
 
-Semantics: TVM 0.15's `relay.op` (the operators that ONNX and torch models import to). Layouts other than channels-first,
-and whatever has no core form, are refused by name.
+Semantics: TVM 0.15's `relay.op` (the operators that ONNX and torch models import to). Layouts other than
+channels-first, and whatever has no core form, are refused by name.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, TypeAlias
@@ -250,7 +251,7 @@ def _split(s: Site) -> Value:
         sizes = [extent // told] * told
     else:
         bounds = [0, *map(int, told), extent]
-        sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+        sizes = [b - a for a, b in itertools.pairwise(bounds)]
     node = s.op("Split", s.x(), axis=axis, sizes=tuple(sizes))
     return tuple(s.builder.get(node, k) for k in range(len(sizes)))
 

@@ -1,8 +1,8 @@
 """The text form of Relay, which TVM had up to 0.19: parsed and printed.
 
 What `mod.astext()` prints of a tensor program is read: functions whose bodies are calls, tuples and their parts,
-constants, `let`. Types and places stand in comments there, which are left out: TVM infers them again. Closures, branches
-and pattern matching are refused with their line.
+constants, `let`. Types and places stand in comments there, which are left out: TVM infers them again. Closures,
+branches and pattern matching are refused with their line.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ _TOKEN = re.compile(
     |(?P<word>[A-Za-z_][\w.]*)
     |(?P<string>"(?:[^"\\]|\\.)*")
     |(?P<mark>->|=>|[()\[\]{},;:=<>?&|#*.+\-])""",
-    re.X | re.S,
+    re.VERBOSE | re.DOTALL,
 )
 
 _DTYPES = {"f": "float32", "f16": "float16", "f64": "float64", "u8": "uint8", "u16": "uint16", "u32": "uint32",
@@ -149,7 +149,7 @@ def _tokens(code: str, label: str) -> Iterator[_Token]:
     while at < len(code):
         found = _TOKEN.match(code, at)
         if found is None:
-            raise NotRelay(f"{label}, line {line}: {code[at : at + 20].split(chr(10))[0]!r} is no Relay")
+            raise NotRelay(f"{label}, line {line}: {code[at : at + 20].split(chr(10), maxsplit=1)[0]!r} is no Relay")
         kind = str(found.lastgroup)
         if kind != "space":
             yield _Token(kind, found.group(), line)
@@ -263,9 +263,9 @@ class _Parser:
                 return TensorKind((), word)
             raise NotRelay(f"{self.label}, line {self.next.line}: the type {word} is not read")
         self.need("[")
-        shape: list[int | str] = []
-        for _ in self.listed("(", ")"):
-            shape.append("?" if self.take("?") else int(self.of("number", "an extent")))
+        shape: list[int | str] = [
+            "?" if self.take("?") else int(self.of("number", "an extent")) for _ in self.listed("(", ")")
+        ]
         self.need(",")
         dtype = self.of("word", "an element type")
         self.need("]")
@@ -399,7 +399,8 @@ def expression(e: Expr) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e9 else repr(value)
+    whole = isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e9)
+    return str(int(value)) if whole else repr(value)
 
 
 def _value(value: Any) -> str:

@@ -21,7 +21,7 @@ def script(text):
 
 
 TEXT = (Path(__file__).parent / "data" / "relax_modules.txt").read_text(encoding="utf-8")
-MODULES = dict(re.findall(r"^=== (\w+)\n(.*?)(?=^===|\Z)", TEXT, re.M | re.S))
+MODULES = dict(re.findall(r"^=== (\w+)\n(.*?)(?=^===|\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
 
 def test_there_are_many():
