@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .relax_module import Region, UnreadFunction, regions, rewritten
+from .relax_program import from_graph
 from .tvm_module import fuse, tvm
 
 if TYPE_CHECKING:
     from ..egraph.graph import Graph
 
-__all__ = ["ACCOUNT", "Optimize", "UnreadFunction", "pipeline", "regions", "rewritten"]
+__all__ = ["ACCOUNT", "Optimize", "UnreadFunction", "from_graph", "pipeline", "regions", "rewritten"]
 
 ACCOUNT = "xrlflow"
 """Attribute of a module that tells what the pass did."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..egraph.graph import UNKNOWN, Graph, TensorType
+from .folding import fold_constants
+from .relax_dimensions import Extents
 from .relax_region import RelaxSource, Value, variables
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
@@ -36,6 +38,28 @@ class RelaxModel:
     def session(self) -> RelaxSession:
         """Compiled for this machine's processor, with TVM's default schedules."""
         return RelaxSession(self)
+
+
+def from_graph(graph: Graph) -> Any:
+    """A graph of core operators, whatever it was read from, as a Relax module with a function "main".
+
+    Raises `NotInRelax` for operators that Relax has not.
+    """
+    from tvm import relax
+    from tvm import tirx as tir
+
+    tvm()
+    extents = Extents()
+    kinds = {str(n.attrs["name"]): n.type for n in graph.nodes if n.op == "Input"}
+    for symbol in dict.fromkeys(s for kind in kinds.values() for s in kind.symbols):
+        var = tir.Var(symbol.lstrip("?").replace(".", "_"), "int64")
+        extents.symbols[var], extents.expressions[symbol] = symbol, var
+    leaves = {
+        name: relax.Var(name, extents.relax_type(kind)) for name, kind in kinds.items() if isinstance(kind, TensorType)
+    }
+    if len(leaves) < len(kinds):
+        raise NotInRelax("an input that is no tensor")
+    return RelaxModel(fold_constants(graph.with_source(RelaxSource(extents, leaves)))).module
 
 
 class RelaxSession:

@@ -290,6 +290,12 @@ y1 = Mul(n, g); y2 = Mul(n, h)
                 counter={"x": T(5, 5), "b": W(1), "w": W(5, 5)},
             ),
             Guard("b.fits(x)", "x must have the shape of the sum", counter={"x": T(3, 1), "b": W(5), "w": W(5, 2)}),
+            Guard(
+                "not b.all_equal(0.0)",
+                "x + 0 is in the class of x, and what 0 makes of the weight is not seen to be 0 and added again and again",
+                kind="growth",
+                counter={"x": T(3, 5), "b": C([0.0] * 5), "w": W(5, 2)},
+            ),
         ],
         tag="range",
         examples=[{"x": T(3, 5), "b": W(5), "w": W(5, 2)}, {"x": T(2, 3, 5), "b": W(5), "w": W(5, 7)}],
