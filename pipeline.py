@@ -37,15 +37,23 @@ SHARES = {"saturate": 0.1, "price": 0.3, "extract": 0.1, "verify": 0.2}
 
 
 def optimize(
-    source: Any, *, progress: bool | None = False, verdicts: dict[str, Verdict] | None = None, **options: Any
-) -> Result:
+    source: Any, example_inputs: Sequence[Any] | None = None, *, progress: bool | None = False,
+    verdicts: dict[str, Verdict] | None = None, **options: Any,
+) -> Any:  # fmt: skip
     """Optimise a model: `source` is a path, an `onnx.ModelProto`, its bytes, an
     `onnx_ir.Model`, the result of `torch.onnx.export` or a `Graph`; `options` as in `Options`.
 
-    Returns a `Result`; nothing is written. `progress` shows a line on standard error (None: only on a terminal).
+    Or it is a `torch.nn.Module`, with example inputs: then it returns the module to use instead
+    (`torch_module.optimized`).
+
+    Else returns a `Result`; nothing is written. `progress` shows a line on standard error (None: only on a terminal).
     verdicts: a dictionary to share between runs, so that methods which choose the same program get one measurement.
     Raises `UserError` for bad input or options and `TargetUnavailable` for a target that this machine has not.
     """
+    if example_inputs is not None:
+        from .torch_module import optimized
+
+        return optimized(source, example_inputs, **options)
     try:
         chosen = Options(**options)
     except TypeError as error:

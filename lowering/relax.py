@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from .relax_module import Region, UnreadFunction, regions, rewritten
 from .relax_program import from_graph
-from .tvm_module import fuse, tvm
+from .tvm_module import compile_module, fuse, tvm
 
 if TYPE_CHECKING:
     from ..egraph.graph import Graph
 
-__all__ = ["ACCOUNT", "Optimize", "UnreadFunction", "from_graph", "pipeline", "regions", "rewritten"]
+__all__ = ["ACCOUNT", "Optimize", "UnreadFunction", "compiled", "from_graph", "pipeline", "regions", "rewritten"]
 
 ACCOUNT = "xrlflow"
 """Attribute of a module that tells what the pass did."""
@@ -115,7 +115,7 @@ def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
     """
 
     @_PASS(opt_level=0, name="xrlflow.pipeline")
-    def compiled(module: Any, context: Any) -> Any:
+    def run(module: Any, context: Any) -> Any:
         from tvm import relax
 
         of = tvm().target.Target(target) if target is not None else tvm().target.Target.current(allow_none=False)
@@ -127,7 +127,13 @@ def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
                     module = relax.transform.MetaScheduleApplyDatabase()(module)
             return relax.get_default_pipeline(of)(module)
 
-    return compiled
+    return run
+
+
+def compiled(module: Any, target: Any, threads: int = 1) -> Any:
+    """A `relax.VMExecutable` of a module, with the schedules that were left in the cache."""
+    module = fuse(module, target)
+    return compile_module(module, target, _schedules(module, target, threads))
 
 
 def _schedules(module: Any, target: Any, threads: int) -> Any:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 from onnx import NodeProto
 
 from ..egraph.graph import UNKNOWN, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
 from ..egraph.operators import IllTyped, infer
+from .onnx_tensor import numpy_dtype
 from .relax_dimensions import Extents
 from .relax_operators import READ, WRITTEN, Call, NotCore
 
@@ -31,6 +33,14 @@ class Whole:
     node: int
     parts: int
 
+
+FILLED = ("arange", "full", "zeros", "ones", "full_like", "zeros_like", "ones_like")
+"""Operators that make constants."""
+
+LARGEST = 1 << 20
+"""Elements of such a constant at most; a larger one stays what makes it."""
+
+_NUMBERS = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 Value: TypeAlias = "int | Whole | tuple[Value, ...]"
 """What a variable holds: a node of the graph, or a tuple of such."""
@@ -187,6 +197,8 @@ class _Reader:
             reader = READ.get(name.removeprefix("relax."))
             if name == "relax.rsqrt":
                 return self._rsqrt(var, expr)
+            if name.removeprefix("relax.") in FILLED and (known := self._filled(var, expr)) is not None:
+                return known
             if reader is not None:
                 try:
                     return self._core(var, expr, reader)
@@ -220,6 +232,32 @@ class _Reader:
             raise Unreadable("a constant that is no tensor")
         weight = Weight.of(expr.value.numpy(), dtype=str(expr.ty.dtype))
         self.source.constants.setdefault(weight.digest, expr)
+        return self.builder.weight(weight)
+
+    def _filled(self, var: Any, expr: Any) -> int | None:
+        """A constant that is written as what makes it: one value everywhere, or numbers in a row."""
+        from tvm import relax
+
+        kind, name = self.source.extents.tensor_type(var.ty), str(expr.op.name).removeprefix("relax.")
+        if not kind.concrete or kind.dtype not in _NUMBERS or kind.elements > LARGEST:
+            return None
+        shape, dtype = [int(d) for d in kind.shape or () if isinstance(d, int)], numpy_dtype(kind.dtype)
+        if name == "arange":
+            bounds = [b for a in expr.args if isinstance(b := getattr(a, "value", None), int)]
+            if len(bounds) != 3 or "int" not in kind.dtype:
+                return None
+            array, made = np.arange(bounds[0], bounds[1], bounds[2], dtype=dtype), expr
+        else:
+            plain = {"zeros": 0, "ones": 1}.get(name.removesuffix("_like"))
+            fill = expr.args[1] if plain is None else relax.const(plain, kind.dtype)
+            if not isinstance(fill, _constant()):
+                return None
+            array = np.full(shape, fill.value.numpy().reshape(-1)[0], dtype)
+            made = relax.op.full(shape, fill, kind.dtype) if name.endswith("_like") else expr
+        if list(array.shape) != shape:
+            return None
+        weight = Weight.of(array, self._fresh(var.name), kind.dtype)
+        self.source.constants.setdefault(weight.digest, made)
         return self.builder.weight(weight)
 
     def _slot(self, expr: Any) -> bool:

@@ -60,11 +60,15 @@ class _Writer:
 
     def _targets(self) -> dict[int, Any]:
         """Nodes that a variable which is read later holds by itself: they bind it."""
+        from tvm import relax
+
         found: dict[int, Any] = {}
         for var, value in self.source.outputs:
             if isinstance(value, int):
                 i = self.graph.outputs[value]
-                if self.graph.nodes[i].op not in ("Input", "Weight"):
+                node = self.graph.nodes[i]
+                made = self.source.constants.get(str(node.attrs["digest"])) if node.op == "Weight" else None
+                if node.op not in ("Input", "Weight") or isinstance(made, relax.Call):
                     found.setdefault(i, var)
         return found
 
@@ -86,7 +90,7 @@ class _Writer:
         """A variable bound to an expression; leaves need none."""
         from tvm import relax
 
-        if node.op in ("Input", "Weight") and not isinstance(expr, relax.TupleGetItem):
+        if node.op in ("Input", "Weight") and not isinstance(expr, (relax.TupleGetItem, relax.Call)):
             return expr
         return self._emit(var, expr, node.names[0] if node.names else f"lv{len(self.made)}")
 
@@ -124,7 +128,8 @@ class _Writer:
             return self.source.leaves[str(node.attrs["name"])]
         if node.op == "Weight":
             digest = str(node.attrs["digest"])
-            return self.source.constants.get(digest) or constant(self.graph.weights[digest])
+            known = self.source.constants.get(digest)
+            return constant(self.graph.weights[digest]) if known is None else known
         if node.op == "Get":
             return relax.TupleGetItem(self.values[node.inputs[0]], int(node.attrs["index"]))
         if node.op == "Reciprocal" and node.inputs[0] not in self.values:
