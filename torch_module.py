@@ -114,7 +114,10 @@ def _imported(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
             warnings.simplefilter("ignore")
             return from_exported_program(torch.export.export(module, inputs))
     except Exception as error:  # torch's and TVM's are of many types
-        raise NotTaken(f"it cannot be exported: {_first(error)}") from error
+        hint = ""
+        if "_transformer_encoder_layer_fwd" in str(error):  # one operator for the whole layer
+            hint = "; torch.backends.mha.set_fastpath_enabled(False) lets its parts be seen"
+        raise NotTaken(f"it cannot be exported: {_first(error)}{hint}") from error
 
 
 def _first(error: BaseException) -> str:

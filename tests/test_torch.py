@@ -98,10 +98,14 @@ def test_torch_compile(model):
     module, x = model
     torch.compiler.reset()
     compiled = torch.compile(module, backend="xrlflow", options=QUICK)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error", EagerWarning)
-        same(compiled(x), module(x))
-        same(compiled(x), module(x))
+    torch.backends.mha.set_fastpath_enabled(False)  # of a whole encoder layer it makes one operator
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", EagerWarning)
+            same(compiled(x), module(x))
+            same(compiled(x), module(x))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_tvm_runs_it_too():
