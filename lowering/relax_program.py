@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..egraph.graph import UNKNOWN, Graph, TensorType
+from .decomposition import spelled_out
 from .folding import fold_constants
 from .relax_dimensions import Extents
+from .relax_operators import WRITTEN
 from .relax_region import RelaxSource, Value, variables
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
@@ -59,7 +61,8 @@ def from_graph(graph: Graph) -> Any:
     }
     if len(leaves) < len(kinds):
         raise NotInRelax("an input that is no tensor")
-    return RelaxModel(fold_constants(graph.with_source(RelaxSource(extents, leaves)))).module
+    plain = spelled_out(graph.with_source(RelaxSource(extents, leaves)), WRITTEN.__contains__)
+    return RelaxModel(fold_constants(plain)).module
 
 
 class RelaxSession:

@@ -429,13 +429,14 @@ def attributes_of(call: Any) -> Mapping[str, Any]:
 
 
 def variables(expr: Any) -> set[Any]:
-    """The Relax variables that an expression reads."""
+    """The variables that an expression reads, extents left out."""
     from tvm import relax
+    from tvm.ir import PrimType
 
     found: set[Any] = set()
 
     def visit(e: Any) -> None:
-        if isinstance(e, relax.Var):
+        if isinstance(e, relax.Var) and not isinstance(e.ty, PrimType):
             found.add(e)
 
     if expr is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from ..egraph.graph import Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight
 from ..egraph.operators import IllTyped
 from ..errors import UserError
+from .decomposition import spelled_out
 from .folding import fold_constants
 from .onnx_tensor import numpy_dtype
 from .relay_arrays import read_metadata, read_params, written_metadata, written_params
@@ -219,7 +220,7 @@ def write(graph: Graph) -> tuple[str, bytes]:
 
     What the module had before is written as it was. Raises `NotInRelay` for what Relay has not.
     """
-    return _Writer(graph).written()
+    return _Writer(spelled_out(graph, WRITTEN.__contains__)).written()
 
 
 def checked(graph: Graph) -> tuple[bytes, bytes]:

@@ -134,16 +134,6 @@ def _clip(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
     )
 
 
-def _gelu(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
-    if node.attrs["approximate"] != "none":
-        raise NotInRelay("Gelu in the form with tanh")
-    x = w.expr(xs[0])
-    dtype = _dtype(node)
-    inner = w.bound(call("erf", w.bound(call("multiply", x, Scalar(math.sqrt(0.5), dtype)))))
-    half = w.bound(call("multiply", x, Scalar(0.5, dtype)))
-    return call("multiply", half, w.bound(call("add", inner, Scalar(1.0, dtype))))
-
-
 def _dtype(node: Node) -> str:
     return node.type.dtype if isinstance(node.type, TensorType) else "float32"
 
@@ -187,7 +177,6 @@ def _reduce(name: str) -> Form:
 WRITTEN: dict[str, Form] = {
     **{op: _plain(name) for name, op in (*UNARY.items(), *BINARY.items())},
     **{op: _reduce(name) for name, op in REDUCTIONS.items()},
-    "Gelu": _gelu,
     "Swish": _swish,
     "Reciprocal": lambda w, node, xs: call("divide", Scalar(1.0, _dtype(node)), w.expr(xs[0])),
     "LeakyRelu": lambda w, node, xs: call("nn.leaky_relu", w.expr(xs[0]), alpha=node.attrs["alpha"]),
