@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class _Maker:
     def __init__(self, builder: GraphBuilder) -> None:
         self.builder = builder
 
-    def op(self, op: str, *xs: int, **attrs: object) -> int:
+    def op(self, op: str, *xs: int, **attrs: Any) -> int:
         return self.builder.op(op, *xs, **attrs)
 
     def number(self, value: float, like: int) -> int:
