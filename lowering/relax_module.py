@@ -93,7 +93,7 @@ def rewritten(module: Any, change: Callable[[Region], Graph | None]) -> Any:
     """
     from tvm import relax
 
-    for region in list(regions(module)):
+    for region in reversed(list(regions(module))):  # the places of those before it in its block stay right
         graph = change(region)
         if graph is None:
             continue
@@ -110,7 +110,7 @@ def rewritten(module: Any, change: Callable[[Region], Graph | None]) -> Any:
 
 
 def replaced(module: Any, region: Region, graph: Graph) -> Any:
-    """The module with a graph in the place of a region. Regions before it, in its block, keep their places."""
+    """The module with a graph in the place of a region. Those behind it in its block have other places then."""
     from tvm import relax
 
     function = module[region.function]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,8 +37,11 @@ class _Writer:
         self.builder = relax.BlockBuilder() if builder is None else builder
         self.made: list[Any] = []
         self.values: dict[int, Any] = {}
-        self.uses: Counter[int] = Counter(k for i in graph.live for k in graph.nodes[i].inputs)
-        self.uses.update(graph.outputs)
+        self.readers: dict[int, set[str]] = {}
+        """The operators that read each node."""
+        for i in graph.live:
+            for k in graph.nodes[i].inputs:
+                self.readers.setdefault(k, set()).add(graph.nodes[i].op)
 
     def bindings(self) -> list[Any]:
 
@@ -81,10 +83,8 @@ class _Writer:
         return relax.Tuple([self._whole(v) for v in value])
 
     def _only_inverted(self, i: int) -> bool:
-        if i in self.graph.outputs:
-            return False
-        readers = [n for k in self.graph.live if i in (n := self.graph.nodes[k]).inputs]
-        return all(n.op == "Reciprocal" for n in readers)
+        """Whether the reciprocal is all that is read of a root: both are one call then."""
+        return self.readers.get(i) == {"Reciprocal"} and i not in self.graph.outputs
 
     def _bound(self, node: Node, expr: Any, var: Any) -> Any:
         """A variable bound to an expression; leaves need none."""

@@ -139,6 +139,33 @@ def test_symbolic_extents_stay_symbolic():
         np.testing.assert_allclose(run(found, x), run(module, x), rtol=1e-5, atol=1e-6)
 
 
+def test_several_regions_of_a_block_are_replaced():
+    text = """
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor(ndim=2, dtype="float32"), w: R.Tensor((16, 16), "float32"), v: R.Tensor((16, 16), "float32"),
+             u: R.Tensor((16, 16), "float32")):
+        n = T.int64()
+        with R.dataflow():
+            p = R.match_cast(x, R.Tensor((4, 16), "float32"))
+            a = R.add(R.multiply(R.nn.relu(R.matmul(p, w)), R.sigmoid(R.matmul(p, v))), R.matmul(p, u))
+            q = R.match_cast(a, R.Tensor((4, 16), "float32"))
+            y = R.add(R.multiply(R.nn.relu(R.matmul(q, w)), R.sigmoid(R.matmul(q, v))), R.matmul(q, u))
+            R.output(y)
+        return y
+"""
+    from tvm import relax
+
+    rng = np.random.default_rng(0)
+    weights = {k: rng.standard_normal((16, 16)).astype("float32") for k in ("w", "v", "u")}
+    module = relax.transform.BindParams("main", weights)(tvm.script.from_source(text))
+    found = Optimize(**QUICK)(module)
+    assert calls(module).count("MatMul") == 6
+    assert calls(found).count("MatMul") == 2
+    np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-4, atol=1e-4)
+
+
 def test_a_wrong_program_is_not_taken(monkeypatch):
     """What the writer makes is compared, not what it was meant to be."""
     from xrlflow.lowering import relax_operators
@@ -225,3 +252,17 @@ def test_a_module_written_in_python():
     found = Optimize(**QUICK)(bound)
     assert calls(bound).count("MatMul") == 3
     assert calls(found).count("MatMul") == 1
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_taken_only_if_it_is_faster(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRLFLOW_CACHE", str(tmp_path))
+    module = merging()
+    with tvm_module.tvm_target("llvm"):
+        found = Optimize(method="saturation", budget=60.0)(module)
+    (told,) = account(found)["regions"]
+    assert account(found)["target"] == "llvm"
+    assert told["improved"] == (told.get("latency", {}).get("verdict") == "faster")
+    if "latency" in told:
+        assert told["latency"]["settings"]["tuned"]
+    np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-5, atol=1e-6)
