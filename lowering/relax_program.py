@@ -127,6 +127,7 @@ def _program(graph: Graph) -> Any:
     module = tvm().IRModule({} if source.module is None else dict(_others(source.module)))
     module.update_func(relax.GlobalVar("main"), function)
     module = relax.transform.Normalize()(module)
+    module = relax.transform.DeadCodeElimination(["main"])(module)  # of functions that the region does not call
     try:
         relax.analysis.well_formed(module)
     except Exception as error:  # TVM's are of many types
