@@ -262,7 +262,10 @@ def check_distinct(args: argparse.Namespace) -> None:
     ]
     read += [("--custom-ops", library) for library in args.custom_ops]
     named = [(what, os.path.realpath(path)) for what, path in read if path is not None]
-    for what, path in (("-o", args.output), ("--json", args.json), ("--save-egraph", args.save_egraph)):
+    written = [("-o", args.output), ("--json", args.json), ("--save-egraph", args.save_egraph)]
+    if args.output is not None and args.output.endswith(".relay"):
+        written.append(("the parameters of -o", str(Path(args.output).with_suffix(".params"))))
+    for what, path in written:
         if path is None:
             continue
         for other, taken in named:

@@ -111,6 +111,7 @@ class Result:
         else:
             text, arrays = checked(self.graph)
         if arrays:
+            check_writable(path)
             write_file(path.with_suffix(".params"), arrays)
         write_file(path, text)
 

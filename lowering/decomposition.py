@@ -11,9 +11,16 @@ from ..egraph.graph import Graph, GraphBuilder, Node, TensorType, Weight
 from .onnx_tensor import numpy_dtype
 
 
-def spelled_out(graph: Graph, has: Callable[[str], bool]) -> Graph:
-    """The graph with each operator that `has` denies replaced by simpler ones, where this module knows how."""
-    if all(graph.nodes[i].opaque or has(graph.nodes[i].op) for i in graph.operators):
+def spelled_out(graph: Graph, has: Callable[[str], bool], wrapped: bool = True) -> Graph:
+    """The graph with each operator that `has` denies replaced by simpler ones, where this module knows how.
+
+    wrapped: whether its indices may be negative and count from the end then, as ONNX's do; they are made positive.
+    """
+
+    def form_of(op: str) -> _Form | None:
+        return _gather if wrapped and op == "Gather" else None if has(op) else _FORMS.get(op)
+
+    if not any(form_of(graph.nodes[i].op) for i in graph.operators):
         return graph
     builder = GraphBuilder()
     builder.weights, builder.opaques = dict(graph.weights), dict(graph.opaques)
@@ -21,7 +28,7 @@ def spelled_out(graph: Graph, has: Callable[[str], bool]) -> Graph:
     made: list[int] = []
     for node in graph.nodes:
         inputs = tuple(made[k] for k in node.inputs)
-        form = None if has(node.op) else _FORMS.get(node.op)
+        form = form_of(node.op)
         if form is None:
             made.append(builder.add(node.op, inputs, node.attributes, node.type, node.names))
         else:
@@ -44,6 +51,16 @@ class _Maker:
 
 
 _Form = Callable[[_Maker, Node, tuple[int, ...]], int]
+
+
+def _gather(m: _Maker, node: Node, xs: tuple[int, ...]) -> int:
+    kind = m.builder.nodes[xs[0]].type
+    assert isinstance(kind, TensorType)
+    extent, indices = (kind.shape or ())[node.attrs["axis"]], xs[1]
+    if isinstance(extent, int):
+        below = m.op("Less", indices, m.number(0, indices))
+        indices = m.op("Where", below, m.op("Add", indices, m.number(extent, indices)), indices)
+    return m.op("Gather", xs[0], indices, axis=node.attrs["axis"])
 
 
 def _gemm(m: _Maker, node: Node, xs: tuple[int, ...]) -> int:
@@ -85,9 +102,12 @@ def _rms_norm(m: _Maker, node: Node, xs: tuple[int, ...]) -> int:
     kind = node.type
     assert isinstance(kind, TensorType)
     axes = tuple(range(node.attrs["axis"], len(kind.shape or ())))
-    mean = m.op("ReduceMean", m.op("Mul", xs[0], xs[0]), axes=axes, keepdims=1)
+    narrow = kind.dtype in ("float16", "bfloat16")  # whose squares overflow, or lose all but a few digits
+    x = m.op("Cast", xs[0], to="float32") if narrow else xs[0]
+    mean = m.op("ReduceMean", m.op("Mul", x, x), axes=axes, keepdims=1)
     root = m.op("Sqrt", m.op("Add", mean, m.number(node.attrs["epsilon"], mean)))
-    return m.op("Mul", m.op("Div", xs[0], root), xs[1])
+    y = m.op("Div", x, root)
+    return m.op("Mul", m.op("Cast", y, to=kind.dtype) if narrow else y, xs[1])
 
 
 def _gelu(m: _Maker, node: Node, xs: tuple[int, ...]) -> int:

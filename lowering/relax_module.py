@@ -39,8 +39,13 @@ def regions(module: Any) -> Iterator[Region]:
     from tvm import relax
 
     for var, function in module.functions_items():
-        if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
+        if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr) and not _taken(function):
             yield from _regions(module, var.name_hint, function)
+
+
+def _taken(function: Any) -> bool:
+    """Whether a function is a kernel or a pattern that somebody else matches as it stands."""
+    return any(name in (function.attrs or {}) for name in ("Primitive", "Composite", "Codegen"))
 
 
 def _regions(module: Any, name: str, function: Any) -> Iterator[Region]:
@@ -100,7 +105,7 @@ def rewritten(module: Any, change: Callable[[Region], Graph | None]) -> Any:
         try:
             candidate = replaced(module, region, graph)
         except NotInRelax as error:
-            warnings.warn(f"{region.function}: left as it is: {error}", UnreadFunction, stacklevel=2)
+            warnings.warn(f"{region.function}: left as it is, because of {error}", UnreadFunction, stacklevel=2)
             continue
         if relax.analysis.check_well_formed(candidate):
             module = candidate
@@ -126,6 +131,6 @@ def replaced(module: Any, region: Region, graph: Graph) -> Any:
     blocks[region.block] = relax.DataflowBlock([*bindings[: region.start], *written, *bindings[region.end :]])
     body = relax.SeqExpr(blocks, function.body.body)
     made = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
-    found = tvm().IRModule(dict(module.functions_items()), module.attrs)
+    found = tvm().IRModule(dict(module.functions_items()), module.attrs, module.global_infos)
     found.update_func(module.get_global_var(region.function), made)
     return relax.transform.Normalize()(found)

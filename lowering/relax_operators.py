@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..egraph.dimension import Dimension
 from ..egraph.graph import Node, TensorType
 from .relax_dimensions import Extents
@@ -327,6 +329,8 @@ def _written_pool(op: Any, node: Node, xs: Sequence[Any], types: Sequence[Tensor
     a, n = node.attrs, len(node.attrs["kernel"])
     pool = getattr(op.nn, f"{'max' if node.op == 'MaxPool' else 'avg'}_pool{n}d")
     more = {} if node.op == "MaxPool" else {"count_include_pad": bool(a["include_pad"])}
+    if a["ceil"]:  # where that makes a window more than ONNX has, the type does not fit and it is refused
+        more["ceil_mode"] = True
     return pool(xs[0], a["kernel"], strides=a["strides"], padding=a["pads"], dilation=a["dilations"], **more)
 
 
@@ -357,7 +361,9 @@ def _written_clip(op: Any, node: Node, xs: Sequence[Any], types: Sequence[Tensor
 
         # numbers of the tensor's own type
         if "int" in types[0].dtype:
-            return op.clip(xs[0], tir.IntImm("int64", int(low)), tir.IntImm("int64", int(high)))
+            limits = np.iinfo(types[0].dtype)
+            bounds = (min(max(int(k), int(limits.min)), int(limits.max), (1 << 63) - 1) for k in (low, high))
+            return op.clip(xs[0], *(tir.IntImm("int64", k) for k in bounds))
         return op.clip(xs[0], tir.FloatImm("float64", low), tir.FloatImm("float64", high))
     out = xs[0]
     if math.isfinite(low):
@@ -380,6 +386,12 @@ def _written_layer_norm(op: Any, node: Node, xs: Sequence[Any], types: Sequence[
 
     zero = op.broadcast_to(relax.const(0.0, types[0].dtype), extents.shape(tail))
     return op.nn.layer_norm(xs[0], scale, zero, axes, node.attrs["epsilon"], center=False)
+
+
+def _written_rms_norm(op: Any, node: Node, xs: Sequence[Any], types: Sequence[TensorType], extents: Extents) -> Any:
+    tail = (types[0].shape or ())[node.attrs["axis"] :]
+    scale = xs[1] if types[1].shape == tail else op.broadcast_to(xs[1], extents.shape(tail))
+    return op.nn.rms_norm(xs[0], scale, _tail(node, types[0]), node.attrs["epsilon"])
 
 
 def _written_reduction(name: str) -> Written:
@@ -415,9 +427,7 @@ WRITTEN: dict[str, Written] = {
         *xs, axis=1, epsilon=node.attrs["epsilon"], training=False
     )[0],
     "LayerNormalization": _written_layer_norm,
-    "RMSNormalization": lambda op, node, xs, types, extents: op.nn.rms_norm(
-        *xs, _tail(node, types[0]), node.attrs["epsilon"]
-    ),
+    "RMSNormalization": _written_rms_norm,
     "Softmax": lambda op, node, xs, types, extents: op.nn.softmax(xs[0], node.attrs["axis"]),
     "Concat": lambda op, node, xs, types, extents: op.concat(list(xs), node.attrs["axis"]),
     "Split": _written_split,

@@ -61,7 +61,8 @@ def from_graph(graph: Graph) -> Any:
     }
     if len(leaves) < len(kinds):
         raise NotInRelax("an input that is no tensor")
-    plain = spelled_out(graph.with_source(RelaxSource(extents, leaves)), WRITTEN.__contains__)
+    wrapped = not isinstance(graph.source, RelaxSource)
+    plain = spelled_out(graph.with_source(RelaxSource(extents, leaves)), WRITTEN.__contains__, wrapped)
     return RelaxModel(fold_constants(plain)).module
 
 
@@ -124,7 +125,10 @@ def _program(graph: Graph) -> Any:
     body: Any = results[0] if len(results) == 1 else relax.Tuple(results)
     function = relax.Function(ordered, relax.SeqExpr([relax.DataflowBlock(bindings)], body), body.ty, True)
     function = function.with_attr("global_symbol", "main")
-    module = tvm().IRModule({} if source.module is None else dict(_others(source.module)))
+    if source.module is None:
+        module = tvm().IRModule({})
+    else:
+        module = tvm().IRModule(dict(_others(source.module)), None, source.module.global_infos)
     module.update_func(relax.GlobalVar("main"), function)
     module = relax.transform.Normalize()(module)
     module = relax.transform.DeadCodeElimination(["main"])(module)  # of functions that the region does not call

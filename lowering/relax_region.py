@@ -349,7 +349,7 @@ class _Reader:
     def _rsqrt(self, var: Any, expr: Any) -> Value:
         """1/√x is the reciprocal of a root; the writer makes one call of both again."""
         nodes, _ = self._template(expr)
-        kind = self.builder.nodes[nodes[0]].type if len(nodes) == 1 else None
+        kind = self.builder.nodes[nodes[0]].type if len(nodes) == 1 and self._slot(expr.args[0]) else None
         if not isinstance(kind, TensorType) or kind.shape is None:
             return self._opaque(var, expr)
         name = self._fresh(var.name)

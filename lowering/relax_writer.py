@@ -24,7 +24,12 @@ def write_region(graph: Graph, builder: Any = None) -> list[Any]:
     builder: a `relax.BlockBuilder` of the module, where opaque expressions call its functions. Raises `NotInRelax`.
     """
     tvm()
-    return _Writer(graph, builder).bindings()
+    try:
+        return _Writer(graph, builder).bindings()
+    except NotInRelax:
+        raise
+    except Exception as error:  # TVM's are of many types
+        raise NotInRelax((str(error).splitlines() or [type(error).__name__])[0][:200]) from error
 
 
 class _Writer:
@@ -136,6 +141,8 @@ class _Writer:
             return relax.op.rsqrt(self.values[self.graph.nodes[node.inputs[0]].inputs[0]])
         operands = [self.values[k] for k in node.inputs]
         if node.opaque:
+            if str(node.attrs["proto"]) not in self.source.opaques:
+                raise NotInRelax(f"Relax has no {node.op.removeprefix('::')}")
             return self.source.opaques[str(node.attrs["proto"])].fill(operands)
         types = [self.graph.nodes[k].type for k in node.inputs]
         known = self.source.spelled(node.op, node.attributes, types, "".join(node.names[:1]))

@@ -11,6 +11,7 @@ known here (`relay_operators`); another one is named, with its line.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +108,9 @@ def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: 
         names = ", ".join(f.name for f in module.functions)
         raise NotRelay(f"{label}: no function is called main (there is {names})")
     others = tuple(f for f in module.functions if f is not main)
+    for other in others:  # kept as they are, so numbers of constants, which change, must not be in them
+        if any(_reads_meta(e) for e in (*(e for _, e in other.bindings), other.result)):
+            raise NotRelay(f"{label}: the function {other.name} has constants in the metadata; only main may")
     constants = [Weight.of(a, f"constant_{k}") for k, a in enumerate(read_metadata(module.metadata, label))]
     builder = GraphBuilder()
     reading = _Replay(builder, main, constants, label)
@@ -129,6 +133,13 @@ def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: 
     digests = {n: str(node.attrs["digest"]) for n, node in weights.items() if node.op == "Weight"}
     source = RelaySource(main, others, digests, tuple(w.digest for w in constants))
     return builder.build(outputs, source)
+
+
+def _reads_meta(e: Expr) -> bool:
+    if isinstance(e, Part):
+        return _reads_meta(e.of)
+    parts: Sequence[Expr] = e.fields if isinstance(e, Tuple) else e.args if isinstance(e, Call) else ()
+    return isinstance(e, Meta) or any(map(_reads_meta, parts))
 
 
 def _dtype(array: np.ndarray) -> str:
@@ -220,7 +231,7 @@ def write(graph: Graph) -> tuple[str, bytes]:
 
     What the module had before is written as it was. Raises `NotInRelay` for what Relay has not.
     """
-    return _Writer(spelled_out(graph, WRITTEN.__contains__)).written()
+    return _Writer(spelled_out(graph, WRITTEN.__contains__, not isinstance(graph.source, RelaySource))).written()
 
 
 def checked(graph: Graph) -> tuple[bytes, bytes]:
@@ -228,10 +239,23 @@ def checked(graph: Graph) -> tuple[bytes, bytes]:
     from .verification import verify
 
     text, params = write(graph)
-    found = verify(graph, read_text(text, read_params(params) if params else None, "the module written"), samples=1)
+    again = read_text(text, read_params(params) if params else None, "the module written")
+    renamed = dict(zip(again.input_names, _inputs_of(graph), strict=True))
+    nodes = tuple(
+        replace(n, attributes=(("name", renamed[str(n.attrs["name"])]),)) if n.op == "Input" else n for n in again.nodes
+    )
+    again = replace(again, nodes=nodes, input_names=tuple(renamed.values()), output_names=graph.output_names)
+    found = verify(graph, again, samples=1)
     if found.verdict == "failed":
         raise NotInRelay(f"the Relay text computes something else ({found.detail}); please report this")
     return text.encode(), params
+
+
+def _inputs_of(graph: Graph) -> list[str]:
+    """The names of a graph's inputs, in the order in which a module that is written has them."""
+    source = graph.source
+    told = [name for name, _ in source.function.params] if isinstance(source, RelaySource) else []
+    return [*(n for n in told if n in graph.input_names), *(n for n in graph.input_names if n not in told)]
 
 
 class _Writer:
@@ -239,7 +263,8 @@ class _Writer:
         source = graph.source
         self.graph = graph
         self.source = source if isinstance(source, RelaySource) else RelaySource(Function("main", (), (), Name("")))
-        self.live = set(graph.live)
+        self.names = _identifiers(graph.input_names)
+        """What the inputs are called in the text."""
         self.made: list[tuple[str, Expr]] = []
         self.exprs: dict[int, Expr] = {}
         self.done: dict[str, Expr] = {}
@@ -300,21 +325,26 @@ class _Writer:
         return found
 
     def written(self) -> tuple[str, bytes]:
-        outputs = self.graph.outputs
-        same = self.results == (outputs[0] if len(outputs) == 1 else outputs)
         wanted = self._needed()
         for name, expr in self.source.function.bindings:
             if name in wanted:
                 self._recorded(name, expr)
-        if same:
+        if self._same():
             result = self._rewritten(self.source.function.result)
         else:
+            outputs = self.graph.outputs
             for i in self.fresh:  # operands first, lest this recurse through the whole graph
                 if self.graph.nodes[i].op != "Transpose":
                     self.expr(i)
             found = [self.expr(i) for i in outputs]
-            result = found[0] if len(found) == 1 else Tuple(tuple(found))
+            one = len(found) == 1 and not isinstance(self.source.function.result, Tuple)
+            result = found[0] if one else Tuple(tuple(found))
         return self._text(result)
+
+    def _same(self) -> bool:
+        """Whether the module's own result is the graph's."""
+        results = self.results if isinstance(self.results, tuple) else (self.results,)
+        return results == self.graph.outputs
 
     def _needed(self) -> set[str]:
         """Variables of the module that are written as they were: what others, or new nodes, read of them."""
@@ -322,11 +352,10 @@ class _Writer:
         seen = set[int]()
         names: list[str] = []
         nodes: list[int] = []
-        outputs = self.graph.outputs
-        if self.results == (outputs[0] if len(outputs) == 1 else outputs):
+        if self._same():
             names += _names(self.source.function.result)
         else:
-            nodes += outputs
+            nodes += self.graph.outputs
         while names or nodes:
             if names:
                 name = names.pop()
@@ -374,7 +403,8 @@ class _Writer:
         assert isinstance(value, int)
         if self.graph.nodes[value].op == "Weight":
             self.params[name] = str(self.graph.nodes[value].attrs["digest"])
-        return Name(name)
+            return Name(name)
+        return Name(self.names.get(name, name))
 
     def _meta(self, digest: str) -> Expr:
         if digest not in self.constants:
@@ -414,7 +444,7 @@ class _Writer:
     def _made(self, i: int) -> Expr:
         node = self.graph.nodes[i]
         if node.op == "Input":
-            return Name(str(node.attrs["name"]))
+            return Name(self.names[str(node.attrs["name"])])
         if node.op == "Weight":
             digest = str(node.attrs["digest"])
             for name, known in self.source.params.items():
@@ -441,7 +471,7 @@ class _Writer:
         for name, digest in self.params.items():
             if digest == weight.digest:
                 return Name(name)
-        taken = {*self.params, *(name for name, _ in self.source.function.params), *self.graph.input_names}
+        taken = {*self.params, *(name for name, _ in self.source.function.params), *self.names.values()}
         k = 0
         while f"folded_{k}" in taken:
             k += 1
@@ -455,19 +485,29 @@ class _Writer:
             result = made.pop()[1]
         kinds = dict(self.source.function.params)
         params: list[tuple[str, Any]] = []
-        for name in [*kinds, *self.graph.input_names, *self.params]:
-            if name in dict(params):
-                continue
+        inputs = {str(n.attrs["name"]): n for n in self.graph.nodes if n.op == "Input"}
+        for name in dict.fromkeys([*kinds, *self.graph.input_names, *self.params]):
             if name in self.params:
                 params.append((name, _kind(weights[self.params[name]].type)))
-            elif name in self.graph.input_names:
-                node = next(n for n in self.graph.nodes if n.op == "Input" and n.attrs["name"] == name)
-                params.append((name, kinds.get(name) or _kind(node.type)))
-        function = Function("main", tuple(params), tuple(made), result)
+            elif name in self.names:
+                params.append((self.names[name], kinds.get(name) or _kind(inputs[name].type)))
+        function = Function("main", tuple(params), tuple(made), result, self.source.function.attrs)
         metadata = written_metadata([np.asarray(weights[d].load()) for d in self.constants])
         text = printed(Text((function, *self.source.others), metadata))
         arrays = {name: np.asarray(weights[d].load()) for name, d in self.params.items()}
         return text, written_params(arrays) if arrays else b""
+
+
+def _identifiers(names: Sequence[str]) -> dict[str, str]:
+    """Names that Relay can have, for any: letters, digits and underscores; a number would be a variable of the body."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"\W", "_", name)
+        plain = plain if plain[:1].isalpha() or plain.startswith("_") else f"v{plain}"
+        while plain in found.values():
+            plain += "_"
+        found[name] = plain
+    return found
 
 
 def _kind(kind: Type) -> TensorKind:

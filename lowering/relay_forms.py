@@ -127,11 +127,13 @@ def _layer_norm(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
 
 
 def _clip(w: Writing, node: Node, xs: Sequence[int]) -> Expr:
-    limits = {"a_min": node.attrs["min"], "a_max": node.attrs["max"]}
-    largest = float(np.finfo(np.float32).max)
-    return call(
-        "clip", w.expr(xs[0]), **{k: v if math.isfinite(v) else math.copysign(largest, v) for k, v in limits.items()}
-    )
+    low, high, x, dtype = node.attrs["min"], node.attrs["max"], w.expr(xs[0]), _dtype(node)
+    if math.isfinite(low) and math.isfinite(high):
+        return call("clip", x, a_min=low, a_max=high)
+    if not math.isfinite(low) and not math.isfinite(high):
+        return x
+    op, limit = ("maximum", low) if math.isfinite(low) else ("minimum", high)
+    return call(op, x, Scalar(limit if "float" in dtype else int(limit), dtype))
 
 
 def _dtype(node: Node) -> str:

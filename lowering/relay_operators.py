@@ -120,7 +120,7 @@ def _batch_matmul(s: Site) -> int:
     _dtype(s)
     a, b = s.x(), s.x(1)
     a = s.transpose(a, (0, 2, 1)) if s.get("transpose_a", False) else a
-    return s.op("MatMul", a, s.transpose(b, (0, 2, 1)) if s.get("transpose_b", True) else b)
+    return s.op("MatMul", a, s.transpose(b, (0, 2, 1)) if s.get("transpose_b", False) else b)
 
 
 def _bias_add(s: Site) -> int:
@@ -190,8 +190,11 @@ def _same_windows(s: Site, n: int, a: dict[str, Any]) -> bool:
 
 def _global_pool(s: Site) -> int:
     s.default("layout", "NCHW", "NCW", "NCDHW")
-    size = s.get("output_size", (1,))
-    if any(int(v) != 1 for v in ((size,) if isinstance(size, int) else size or ())):
+    size = s.get("output_size", (1,) if "global" in s.name else ())
+    sizes = (size,) if isinstance(size, int) else tuple(size or ())
+    if not sizes:
+        return s.x()  # to the size that it has
+    if any(int(v) != 1 for v in sizes):
         raise NotReadable(f"output_size={size}")
     return s.op("GlobalAveragePool", s.x())
 
@@ -216,9 +219,9 @@ def _layer_norm(s: Site) -> int:
 
 def _axes(s: Site) -> tuple[int, ...]:
     rank, told = len(s.shape(s.x())), s.get("axis")
-    found = {
-        int(a) % max(1, rank) for a in (range(rank) if told is None else (told,) if isinstance(told, int) else told)
-    }
+    if told in (None, ()):
+        return tuple(range(rank))
+    found = {int(a) % max(1, rank) for a in ((told,) if isinstance(told, int) else told)}
     return tuple(sorted(set(range(rank)) - found if s.get("exclude", False) else found))
 
 
@@ -369,7 +372,7 @@ def _softmax(s: Site) -> int:
 
 
 def _prelu_like(s: Site) -> int:
-    return s.op("LeakyRelu", s.x(), alpha=float(s.get("alpha", 0.01)))
+    return s.op("LeakyRelu", s.x(), alpha=float(s.get("alpha", 0.25)))
 
 
 READ: dict[str, Reading] = {

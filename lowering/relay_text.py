@@ -102,6 +102,7 @@ class Function:
     params: tuple[tuple[str, Kind], ...]
     bindings: tuple[tuple[str, Expr], ...]
     result: Expr
+    attrs: tuple[tuple[str, Any], ...] = ()
     returns: Kind | None = field(default=None, compare=False)
 
 
@@ -116,7 +117,7 @@ class Text:
 _TOKEN = re.compile(
     r"""(?P<space>\s+|/\*.*?\*/|//[^\n]*)
     |(?P<number>-?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)(?:[fiu]\d*)?(?![\w.]))
-    |(?P<name>[%@][\w$/\-]+(?:\.(?!\d)[\w$/\-]+)*)
+    |(?P<name>[%@][\w$/\-]+(?:(?:\.\d+)*\.(?!\d)[\w$/\-]+)*)
     |(?P<word>[A-Za-z_][\w.]*)
     |(?P<string>"(?:[^"\\]|\\.)*")
     |(?P<mark>->|=>|[()\[\]{},;:=<>?&|#*.+\-])""",
@@ -210,11 +211,12 @@ class _Parser:
         if self.next.text == "[":
             raise self.fail("a function without type parameters is needed")
         params = []
+        attrs: list[tuple[str, Any]] = []
         for _ in self.listed("(", ")"):
             if self.next.kind == "word":  # an attribute of the function, at the end of its parameters
-                self.at += 1
+                attribute = self.of("word", "an attribute")
                 self.need("=")
-                self.value()
+                attrs.append((attribute, self.value()))
                 continue
             param = self.of("name", "a parameter")[1:]
             self.need(":")
@@ -243,7 +245,7 @@ class _Parser:
             break
         result = self.expression()
         self.need("}")
-        return Function(name[1:], tuple(params), tuple(bindings), result, returns)
+        return Function(name[1:], tuple(params), tuple(bindings), result, tuple(attrs), returns)
 
     def listed(self, opening: str, closing: str) -> Iterator[None]:
         """Once for each item of a list with commas between."""
@@ -264,7 +266,7 @@ class _Parser:
             raise NotRelay(f"{self.label}, line {self.next.line}: the type {word} is not read")
         self.need("[")
         shape: list[int | str] = [
-            "?" if self.take("?") else int(self.of("number", "an extent")) for _ in self.listed("(", ")")
+            "?" if self.take("?") else int(scalar(self.of("number", "an extent")).value) for _ in self.listed("(", ")")
         ]
         self.need(",")
         dtype = self.of("word", "an element type")
@@ -275,7 +277,8 @@ class _Parser:
         found = self.atom()
         while self.next.text == "." or re.fullmatch(r"\.\d+", self.next.text):
             self.need(".")
-            found = Part(found, int(self.of("number", "a part's number")))
+            for number in self.of("number", "a part's number").split("."):  # of a part of a part, "0.1" is one token
+                found = Part(found, int(number))
         return found
 
     def atom(self) -> Expr:
@@ -362,7 +365,8 @@ def printed(text: Text) -> str:
 
 
 def _function(f: Function) -> str:
-    params = ", ".join(f"%{name}: {_kind(kind)}" for name, kind in f.params)
+    told = [f"{k}={_value(v)}" for k, v in f.attrs]
+    params = ", ".join([*(f"%{name}: {_kind(kind)}" for name, kind in f.params), *told])
     returns = f" -> {_kind(f.returns)}" if f.returns is not None else ""
     lines = [f"def @{f.name}({params}){returns} {{"]
     lines += [f"  %{name} = {expression(e)};" for name, e in f.bindings]
