@@ -63,21 +63,31 @@ def optimized(
     those on a GPU. keep: return it even if it is slower than the module. Raises `NotTaken` with the reason where the
     module cannot be exported or run so, or what came out is slower.
     """
-    inputs = tuple(example_inputs)
+    given: Any = example_inputs
+    inputs = (given,) if isinstance(given, torch.Tensor) else tuple(given)
     if not all(isinstance(x, torch.Tensor) for x in inputs):
         raise NotTaken("example inputs that are no tensors")
-    was_training = module.training
+    try:
+        Options(**options).check()
+    except TypeError as error:
+        raise UserError(f"optimize: {error}") from error
+    inputs = tuple(x.detach().clone() for x in inputs)  # nothing of the caller's is written to
+    modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
-            expected = module(*inputs)
-            flat, spec = torch.utils._pytree.tree_flatten(expected)
             made = _made(module, inputs, options)
+            flat, spec = torch.utils._pytree.tree_flatten(module(*inputs))
             found = OptimizedModule(made.run, lambda outputs: torch.utils._pytree.tree_unflatten(outputs, spec))
             found.result = made.result
-            found.report = {"max_abs": _compared(flat, found.runner(*inputs)), **_timed(module, found, inputs)}
+            try:
+                outputs = found.runner(*inputs)
+            except Exception as error:  # the runtimes' are of many types
+                raise NotTaken(f"it does not run: {_first(error)}") from error
+            found.report = {"max_abs": _compared(flat, outputs), **_timed(module, found, inputs)}
     finally:
-        module.train(was_training)
+        for m, mode in modes.items():
+            m.training = mode
     before, after = found.report["original_ms"], found.report["ms"]
     if not keep and after > SLOWER * before:
         raise NotTaken(f"torch runs it in {before:.3g} ms, the optimised form takes {after:.3g} ms")
@@ -112,7 +122,13 @@ def _imported(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return from_exported_program(torch.export.export(module, inputs))
+            exported = torch.export.export(module, inputs)
+            told = exported.run_decompositions().graph_signature  # only then are changes in place outputs
+            if told.buffers_to_mutate or told.user_inputs_to_mutate:
+                raise NotTaken("it changes its buffers or inputs in place")
+            return from_exported_program(exported)
+    except NotTaken:
+        raise
     except Exception as error:  # torch's and TVM's are of many types
         hint = ""
         if "_transformer_encoder_layer_fwd" in str(error):  # one operator for the whole layer
@@ -140,11 +156,17 @@ def _by_tvm(module: Any, kind: str, options: Mapping[str, Any]) -> _Made:
     wanted = len(module["main"].params)
 
     def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        outputs = vm["main"](*(tvm().runtime.from_dlpack(x.contiguous()) for x in inputs[:wanted]))
+        outputs = vm["main"](*(tvm().runtime.from_dlpack(_aligned(x)) for x in inputs[:wanted]))
         parts = [outputs] if hasattr(outputs, "__dlpack__") else list(outputs)
         return [torch.utils.dlpack.from_dlpack(part) for part in parts]
 
     return _Made(run, None)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as TVM takes it: dense, and beginning at a multiple of 64 bytes."""
+    x = x.detach().contiguous()
+    return x.clone() if x.data_ptr() % 64 else x
 
 
 def _by_runtime(module: Any, options: Mapping[str, Any]) -> _Made:
@@ -159,11 +181,14 @@ def _by_runtime(module: Any, options: Mapping[str, Any]) -> _Made:
     unknown = sorted({graph.nodes[i].op.removeprefix("::") for i in graph.operators if graph.nodes[i].opaque})
     if unknown:
         raise NotTaken(f"ONNX Runtime cannot take {', '.join(unknown)} from TVM's importer; the target llvm can")
-    model = to_onnx(graph.with_source(None))
-    result = Run(model, Options(**options)).result()
-    best = model if result.model is None else result.model
-    session = Session(best, options.get("threads", 1))
-    names = [p.name for p in function.params]
+    leaves = graph.source.leaves  # what the reader called the parameters
+    names = [next((n for n, leaf in leaves.items() if leaf.same_as(p)), "") for p in function.params]
+    try:
+        model = to_onnx(graph.with_source(None))
+        result = Run(model, Options(**options)).result()
+        session = Session(model if result.model is None else result.model, options.get("threads", 1))
+    except Exception as error:  # the runtime's are of many types
+        raise NotTaken(f"ONNX Runtime does not run it: {_first(error)}") from error
     known = {spec.name for spec in session.specs}
 
     def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -181,11 +206,13 @@ def _compared(expected: Sequence[Any], found: Sequence[torch.Tensor]) -> float:
     for a, b in zip(expected, found, strict=True):
         if not isinstance(a, torch.Tensor) or a.shape != b.shape or a.dtype != b.dtype:
             raise NotTaken("outputs of another type")
-        difference = (a.double() - b.double()).abs().nan_to_num()
-        scale = float(a.double().abs().nan_to_num().max()) if a.numel() else 0.0
+        x, y = a.double(), b.double()
+        finite = x.isfinite()
+        scale = float(x[finite].abs().max()) if finite.any() else 0.0
         loose = 2e-2 if a.dtype in (torch.float16, torch.bfloat16) else 2e-4
-        largest = float(difference.max()) if a.numel() else 0.0
-        if largest > loose * max(scale, 1e-3) or bool((a.isnan() != b.isnan()).any()):
+        largest = float((x - y)[finite].abs().nan_to_num(torch.inf).max()) if finite.any() else 0.0
+        alike = torch.equal(x[~finite].nan_to_num(), y[~finite].nan_to_num()) and torch.equal(x.isnan(), y.isnan())
+        if not alike or largest > loose * max(scale, 1e-3):
             raise NotTaken(f"its outputs differ by {largest:.2g} from the module's, whose largest is {scale:.2g}")
         worst = max(worst, largest)
     return worst
@@ -235,18 +262,23 @@ def _compiled(
         raise NotTaken("its shapes are dynamic (use dynamic=False)")
     fixed = {k for k, node in enumerate(graph.graph.find_nodes(op="placeholder")) if _static(node, example_inputs[k])}
     constants = {k: example_inputs[k] for k in fixed}
-    versions = {k: x._version for k, x in constants.items()}
+    states = {k: _state(x) for k, x in constants.items()}
     module = _Bound(graph, constants, len(example_inputs))
     rest = [x for k, x in enumerate(example_inputs) if k not in fixed]
     found = optimized(module, [_real(x) for x in rest], **options)
 
     def run(*inputs: Any) -> Any:
-        same = all(inputs[k] is x and x._version == versions[k] for k, x in constants.items())
+        same = all(inputs[k] is x and _state(x) == states[k] for k, x in constants.items())
         if not same or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
             return graph.forward(*inputs)
         return found(*(x for k, x in enumerate(inputs) if k not in fixed))
 
     return run
+
+
+def _state(x: torch.Tensor) -> tuple[int, int]:
+    """What changes with a tensor's content, as far as torch keeps count."""
+    return x._version, x.data_ptr()
 
 
 def _static(node: Any, example: Any) -> bool:
@@ -271,7 +303,7 @@ class _Bound(torch.nn.Module):
         super().__init__()
         self.graph_module, self.fixed, self.count = graph, sorted(constants), count
         for k, x in constants.items():
-            self.register_buffer(f"constant_{k}", x.detach())
+            self.register_buffer(f"constant_{k}", x.detach().clone())
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         rest = iter(inputs)

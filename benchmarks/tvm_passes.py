@@ -178,7 +178,8 @@ def told(module: Any) -> dict[str, Any]:
     clean = [t.FoldConstant(), t.CanonicalizeBindings(), t.DeadCodeElimination()]
     with tvm_target("llvm"):
         module = tvm().ir.transform.Sequential(clean)(module)
-    operators, ms = {}, 0.0
+    operators: dict[str, int] = {}
+    ms = 0.0
     for region in regions(module):
         graph = fold_constants(region.graph)
         space = saturate(graph, rules=[])
@@ -205,7 +206,7 @@ def examined(name: str, module: Any) -> dict[str, Any]:
             except Exception as error:  # noqa: BLE001 (what TVM raises where a pass does not apply)
                 failure = {"error": str(error).splitlines()[0][:120]}
         record["after"][label] = min(found, key=lambda f: f["us"]) if found else failure
-    options = {
+    options: dict[str, Any] = {
         "method": "saturation",
         "target": f"roofline:{DEVICE}",
         "cost": f"fusion:{DEVICE}",

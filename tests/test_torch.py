@@ -192,3 +192,102 @@ def test_wrong_options_and_inputs_are_named():
         optimized(module, (3,), **QUICK)
     with pytest.raises(UserError, match="unknown method"):
         optimized(module, (x,), **(QUICK | {"method": "magic"}))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("n", torch.zeros(1))
+
+    def forward(self, x):
+        self.n.add_(1)
+        return x * self.n
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        x.relu_()
+        return x + 1
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return x.masked_fill(x > 0.5, float("-inf"))
+
+
+@pytest.mark.parametrize("module", [Counting(), InPlace()])
+def test_what_changes_things_in_place_is_left_to_torch_and_changes_them_once(module):
+    x = torch.tensor([[-1.0, 2.0]])
+    with pytest.raises(NotTaken, match="in place"):
+        optimized(module, (x.clone(),), **QUICK)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend=backend, options=QUICK)
+    expected = InPlace()(x.clone()) if isinstance(module, InPlace) else x
+    given = x.clone()
+    with torch.no_grad():
+        y, _ = warned(lambda: compiled(given))
+    same(y, expected)
+    if isinstance(module, Counting):
+        assert module.n == 1
+    else:
+        same(given, torch.tensor([[0.0, 2.0]]))
+
+
+def test_modules_keep_their_modes():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    module.train()
+    module[1].eval()
+    mean = module[1].running_mean.clone()
+    optimized(module, (torch.randn(2, 4),), **QUICK)
+    assert module.training
+    assert module[0].training
+    assert not module[1].training
+    assert torch.equal(module[1].running_mean, mean)
+
+
+def test_infinities_have_to_be_the_same():
+    from xrlflow.torch_module import _compared
+
+    a = torch.tensor([[1.0, -torch.inf], [2.0, 3.0]])
+    assert _compared([a], [a.clone()]) == 0
+    for other in ([[100.0, -torch.inf], [2.0, 3.0]], [[1.0, torch.inf], [2.0, 3.0]], [[1.0, 5.0], [2.0, 3.0]],
+                  [[1.0, -torch.inf], [torch.nan, 3.0]]):  # fmt: skip
+        with pytest.raises(NotTaken, match="differ"):
+            _compared([a], [torch.tensor(other)])
+    found = optimized(Masked().eval(), (torch.rand(4, 4),), **QUICK)
+    x = torch.rand(4, 4)
+    same(found(x), Masked()(x))
+
+
+def test_inputs_need_not_be_dense_or_aligned_and_may_be_called_anything():
+    class Names(nn.Module):
+        def forward(self, a, lv, unused):
+            return torch.relu(lv) @ a
+
+    a, lv = torch.randn(5, 4), torch.randn(3, 5)
+    for target in ("roofline:epyc-1t", "llvm"):
+        options = QUICK | ({"target": "llvm", "method": "original"} if target == "llvm" else {})
+        found = optimized(Names().eval(), (a, lv, torch.zeros(1)), **options)
+        base = torch.randn(61)
+        odd, turned = base[1:21].view(5, 4), torch.randn(5, 3).T
+        same(found(odd, turned, torch.zeros(1)), torch.relu(turned) @ odd)
+
+
+def test_new_storage_of_a_parameter_is_seen():
+    module, x = nn.Linear(4, 4).eval(), torch.randn(2, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend=backend, options=QUICK)
+    with torch.no_grad():
+        compiled(x)
+        module.weight.data = torch.zeros(4, 4)
+        same(compiled(x), module(x))
+
+
+def test_what_the_runtime_cannot_run_is_left_to_torch():
+    module, x = nn.Tanh(), torch.randn(2, 4, dtype=torch.bfloat16)
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend=backend, options=QUICK)
+    with torch.no_grad():
+        y, told = warned(lambda: compiled(x))
+    same(y, module(x))
+    assert len(told) == 1
