@@ -202,6 +202,53 @@ class Module:
     assert "nested tuple" in account(found)["left"][0]
 
 
+def test_what_others_match_as_it_stands_is_left_alone():
+    text = """
+@I.ir_module
+class Module:
+    @R.function(private=True)
+    def pattern(x: R.Tensor((4, 16), "float32")) -> R.Tensor((4, 16), "float32"):
+        R.func_attr({"Composite": "mine.relu2"})
+        with R.dataflow():
+            y = R.nn.relu(R.nn.relu(x))
+            R.output(y)
+        return y
+
+    @R.function
+    def main(x: R.Tensor((4, 16), "float32")) -> R.Tensor((4, 16), "float32"):
+        cls = Module
+        with R.dataflow():
+            a = cls.pattern(x)
+            y = R.nn.relu(R.nn.relu(a))
+            R.output(y)
+        return y
+"""
+    module = tvm.script.from_source(text)
+    assert [r.function for r in regions(module)] == ["main"]
+
+
+def test_negative_indices_and_pools_of_onnx():
+    from xrlflow.egraph.graph import GraphBuilder, TensorType
+    from xrlflow.lowering import evaluate
+
+    g = GraphBuilder()
+    x = g.input("x", TensorType((5, 3), "float32"))
+    taken = g.op("Gather", x, g.weight(np.array([-1, 1])), axis=0)
+    image = g.op("Reshape", taken, shape=(1, 1, 2, 3))
+    pool = {"kernel": (2, 2), "strides": (1, 2), "pads": (0,) * 4, "dilations": (1, 1), "ceil": 1}
+    graph = g.build({"y": g.op("MaxPool", image, **pool), "z": g.op("RMSNormalization", taken, g.weight(
+        np.array([2.0], "float32")), axis=1, epsilon=0.1)})  # fmt: skip
+    array = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    module = from_graph(graph)
+    from tvm import relax
+
+    target = tvm_module.tvm_target("llvm")
+    vm = relax.VirtualMachine(tvm_module.compile_module(tvm_module.fuse(module, target), target), tvm.cpu())
+    found = [y.numpy() for y in vm["main"](tvm.runtime.tensor(array, tvm.cpu()))]
+    for a, b in zip(evaluate(graph, {"x": array}), found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_no_time_leaves_the_module_as_it_is():
     module = merging()
     found = Optimize(method="saturation", target="roofline:epyc-1t", budget=1e-6)(module)

@@ -20,6 +20,7 @@ from xrlflow.lowering.relay_text import parse, printed
 DATA = Path(__file__).parent / "data" / "relay"
 FILES = sorted(DATA.glob("*.relay"))
 ROOFLINE = {"method": "saturation", "target": "roofline:epyc-1t", "max_steps": 200}
+ROOFLINE_FLAGS = ["--method", "saturation", "--target", "roofline:epyc-1t", "--max-steps", "200"]
 
 
 def params_of(path):
@@ -275,6 +276,110 @@ def test_text_that_is_printed_is_read_as_the_same():
     module = parse(text)
     assert parse(printed(module)) == module
     assert [f.name for f in module.functions] == ["main", "other"]
+
+
+def computed(text, **inputs):
+    """What a function's body computes of arrays."""
+    kinds = ", ".join(f"%{k}: Tensor[({', '.join(map(str, v.shape))}), {v.dtype}]" for k, v in inputs.items())
+    return evaluate(read_text(f"def @main({kinds}) {{ {text} }}"), inputs)
+
+
+def test_defaults_are_those_of_tvm():
+    a, b = np.arange(4.0, dtype="float32").reshape(1, 2, 2), np.arange(4.0, 8, dtype="float32").reshape(1, 2, 2)
+    np.testing.assert_array_equal(computed("nn.batch_matmul(%a, %b)", a=a, b=b)[0], a @ b)
+    np.testing.assert_array_equal(
+        computed("nn.batch_matmul(%a, %b, transpose_b=True)", a=a, b=b)[0], a @ b.transpose(0, 2, 1)
+    )
+    x = np.array([[-4.0, 2.0]], "float32")
+    np.testing.assert_array_equal(computed("nn.leaky_relu(%x)", x=x)[0], [[-1.0, 2.0]])
+    np.testing.assert_array_equal(computed("mean(%x, axis=[])", x=x)[0], -1.0)
+    np.testing.assert_array_equal(computed("nn.softmax(%x)", x=x)[0].sum(-1), [1.0])
+    image = np.arange(16.0, dtype="float32").reshape(1, 1, 4, 4)
+    np.testing.assert_array_equal(computed("nn.adaptive_avg_pool2d(%x)", x=image)[0], image)
+    assert computed("nn.global_avg_pool2d(%x)", x=image)[0].item() == 7.5
+    assert computed("%0 = nn.avg_pool2d(%x, pool_size=[2, 2], padding=[1, 1]); %0", x=image)[0].shape == (1, 1, 5, 5)
+    np.testing.assert_array_equal(
+        computed('strided_slice(%x, begin=[0, 0, 1, -2], end=[1, 1, 2, -1], slice_mode="size")', x=image)[0],
+        image[:, :, 1:3, 2:],
+    )
+    np.testing.assert_array_equal(computed("reshape(%x, newshape=[0, -1])", x=image)[0], image.reshape(1, 16))
+
+
+def test_indices_of_onnx_may_be_negative_and_those_of_relay_are_not():
+    g = GraphBuilder()
+    x, i = g.input("x", TensorType((5, 3), "float32")), g.input("i", TensorType((2,), "int64"))
+    both = g.op("Add", g.op("Gather", x, i, axis=0), g.op("Gather", x, g.weight(np.array([-1, 1])), axis=0))
+    graph = g.build({"y": both})
+    text, arrays = write(graph)
+    assert "where" in text
+    again = read_text(text, read_params(arrays) if arrays else None)
+    inputs = {"x": np.arange(15.0, dtype="float32").reshape(5, 3), "i": np.array([-2, 0])}
+    np.testing.assert_array_equal(evaluate(graph, inputs)[0], evaluate(again, inputs)[0])
+    assert (np.array(read_params(arrays)["folded_0"]) >= 0).all()
+    assert "where" not in write(again)[0].replace("where(", "", 1)
+
+
+@pytest.mark.parametrize("name", ["0", "input.1", "a:b", "x y"])
+def test_inputs_may_be_called_anything(name):
+    g = GraphBuilder()
+    x = g.input(name, TensorType((2, 3), "float32"))
+    graph = g.build({"y": g.op("Add", g.op("Relu", x), g.op("Exp", x))})
+    again = read_text(write(graph)[0])
+    array = np.random.default_rng(0).standard_normal((2, 3)).astype("float32")
+    (given,) = again.input_names
+    np.testing.assert_array_equal(evaluate(graph, {name: array})[0], evaluate(again, {given: array})[0])
+
+
+def test_functions_keep_their_attributes_and_the_form_of_their_result():
+    text = 'def @main(%x: Tensor[(2, 3), float32], hash="1", Inline=1) { %0 = nn.relu(%x); (%0,) }\ndef @f(%y: bool) { %y }'
+    again, _ = write(read_text(text))
+    assert parse(again) == parse(text)
+    with pytest.raises(NotRelay, match="function f has constants"):
+        read_text(text.replace("{ %y }", "{ add(%y, meta[relay.Constant][0]) }"))
+
+
+def test_names_with_dots_and_parts_of_parts():
+    module = parse("def @main(%l1.0.w: Tensor[(2i64, 3), float32]) { %0 = ((%l1.0.w, 1f), 2f); add(%0.0.1, %l1.0.w) }")
+    (function,) = module.functions
+    assert function.params[0] == (
+        "l1.0.w",
+        parse("def @m(%x: Tensor[(2, 3), float32]) { %x }").functions[0].params[0][1],
+    )
+    assert function.result.args[0].index == 1
+    assert function.result.args[0].of.index == 0
+    assert function.result.args[1].name == "l1.0.w"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
+def test_one_sided_clips_have_no_other_side(dtype):
+    g = GraphBuilder()
+    low, high = 0.0 if dtype == "float64" else -3.0, float("inf")
+    graph = g.build({"y": g.op("Clip", g.input("x", TensorType((3,), dtype)), min=low, max=high)})
+    x = np.array([-5, 1, 1e300 if dtype == "float64" else 7]).astype(dtype)
+    again = read_text(write(graph)[0])
+    np.testing.assert_array_equal(evaluate(again, {"x": x})[0], np.maximum(x, low))
+
+
+def test_no_parameters_that_are_read_are_overwritten(tmp_path, capsys):
+    params = tmp_path / "out.params"
+    params.write_bytes((DATA / "mlp.params").read_bytes())
+    options = ["--method", "original", "--target", "roofline:epyc-1t", "--quiet"]
+    assert main([str(DATA / "mlp.relay"), "--params", str(params), "-o", str(tmp_path / "out.relay"), *options]) == 2
+    assert "--params" in capsys.readouterr().err
+    assert params.read_bytes() == (DATA / "mlp.params").read_bytes()
+    assert not (tmp_path / "out.relay").exists()
+
+
+def test_a_model_of_onnx_can_be_written_as_relay(tmp_path):
+    from xrlflow import zoo
+
+    source, out = tmp_path / "m.onnx", tmp_path / "m.relay"
+    xrlflow.save(xrlflow.load(zoo.build("inception-tiny")), source)
+    assert main([str(source), "-o", str(out), "--quiet", *ROOFLINE_FLAGS]) == 0
+    before, after = xrlflow.load(source), read(out, tmp_path / "m.params")
+    x = np.random.default_rng(0).standard_normal(before.nodes[0].type.shape).astype("float32")
+    (name,), (given,) = before.input_names, after.input_names
+    np.testing.assert_allclose(evaluate(before, {name: x})[0], evaluate(after, {given: x})[0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_command_reads_and_writes_relay(tmp_path, capsys):
