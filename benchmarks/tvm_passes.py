@@ -26,7 +26,7 @@ from xrlflow.cost.fusion import fusion
 from xrlflow.egraph.saturate import saturate
 from xrlflow.lowering import fold_constants
 from xrlflow.lowering.relax import Optimize, regions
-from xrlflow.lowering.tvm_module import tvm, tvm_target
+from xrlflow.lowering.tvm_module import import_onnx, tvm, tvm_target
 from xrlflow.zoo import build
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -157,17 +157,25 @@ def example(text: str) -> Any:
     return tvm().script.from_source(source)
 
 
-def bound(module: Any) -> Any:
-    """The module with those parameters as constants whose names begin with w."""
-    from tvm import relax
-
+def drawn(module: Any) -> dict[str, Any]:
+    """Values for those parameters whose names begin with w."""
     rng = np.random.default_rng(0)
-    weights = {
-        p.name: (0.5 + rng.random([int(d) for d in p.ty.shape.values])).astype("float32")
+    return {
+        str(p.name): (0.5 + rng.random([int(d) for d in p.ty.shape.values])).astype("float32")
         for p in module["main"].params
         if str(p.name).startswith("w")
     }
-    return relax.transform.BindParams("main", weights)(module)
+
+
+def imported(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model of the zoo with its weights as parameters, and their values."""
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    module, values = relax.frontend.detach_params(from_onnx(build(name), keep_params_in_input=True))
+    arrays = values["main"]
+    names = [str(p.name) for p in module["main"].params][-len(arrays) :]
+    return module, dict(zip(names, arrays, strict=True))
 
 
 def told(module: Any) -> dict[str, Any]:
@@ -189,9 +197,12 @@ def told(module: Any) -> dict[str, Any]:
     return {"operators": operators, "us": 1e3 * ms}
 
 
-def examined(name: str, module: Any) -> dict[str, Any]:
-    """What each pass, and ours, make of a module."""
-    given, module = module, bound(module)
+def examined(name: str, given: Any, values: dict[str, Any], module: Any = None) -> dict[str, Any]:
+    """What each pass, and ours, make of a module, some of whose parameters are constants; `module` has them as such."""
+    from tvm import relax
+
+    bound: Any = relax.transform.BindParams("main", values)
+    module = bound(given) if module is None else module
     record: dict[str, Any] = {"name": name, "before": told(module), "after": {}}
     wanted = name.partition(",")[0]
     for label, make in passes().items():
@@ -260,12 +271,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     records = []
     for name, text in EXAMPLES.items():
-        records.append(examined(name, example(text)))
+        records.append(examined(name, example(text), drawn(example(text))))
         print(name, summary(records[-1]["before"]), summary(records[-1]["ours"]), records[-1]["after"], flush=True)
     for name in MODELS:
-        from xrlflow.lowering.tvm_module import import_onnx
-
-        records.append(examined(name, import_onnx(build(name))))
+        records.append(examined(name, *imported(name), import_onnx(build(name))))
         print(name, summary(records[-1]["before"]), summary(records[-1]["ours"]), flush=True)
         write(RESULTS / "tvm_passes.json", json.dumps(records, indent=0))
         write(RESULTS / "tvm_passes.md", report(records))

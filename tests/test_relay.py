@@ -293,7 +293,7 @@ def test_defaults_are_those_of_tvm():
     x = np.array([[-4.0, 2.0]], "float32")
     np.testing.assert_array_equal(computed("nn.leaky_relu(%x)", x=x)[0], [[-1.0, 2.0]])
     np.testing.assert_array_equal(computed("mean(%x, axis=[])", x=x)[0], -1.0)
-    np.testing.assert_array_equal(computed("nn.softmax(%x)", x=x)[0].sum(-1), [1.0])
+    np.testing.assert_allclose(computed("nn.softmax(%x)", x=x)[0].sum(-1), [1.0])
     image = np.arange(16.0, dtype="float32").reshape(1, 1, 4, 4)
     np.testing.assert_array_equal(computed("nn.adaptive_avg_pool2d(%x)", x=image)[0], image)
     assert computed("nn.global_avg_pool2d(%x)", x=image)[0].item() == 7.5
@@ -331,7 +331,8 @@ def test_inputs_may_be_called_anything(name):
 
 
 def test_functions_keep_their_attributes_and_the_form_of_their_result():
-    text = 'def @main(%x: Tensor[(2, 3), float32], hash="1", Inline=1) { %0 = nn.relu(%x); (%0,) }\ndef @f(%y: bool) { %y }'
+    text = 'def @main(%x: Tensor[(2, 3), float32], hash="1", Inline=1) { %0 = nn.relu(%x); (%0,) }'
+    text += "\ndef @f(%y: bool) { %y }"
     again, _ = write(read_text(text))
     assert parse(again) == parse(text)
     with pytest.raises(NotRelay, match="function f has constants"):
@@ -341,10 +342,7 @@ def test_functions_keep_their_attributes_and_the_form_of_their_result():
 def test_names_with_dots_and_parts_of_parts():
     module = parse("def @main(%l1.0.w: Tensor[(2i64, 3), float32]) { %0 = ((%l1.0.w, 1f), 2f); add(%0.0.1, %l1.0.w) }")
     (function,) = module.functions
-    assert function.params[0] == (
-        "l1.0.w",
-        parse("def @m(%x: Tensor[(2, 3), float32]) { %x }").functions[0].params[0][1],
-    )
+    assert [(name, kind.shape) for name, kind in function.params] == [("l1.0.w", (2, 3))]
     assert function.result.args[0].index == 1
     assert function.result.args[0].of.index == 0
     assert function.result.args[1].name == "l1.0.w"
