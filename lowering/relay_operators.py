@@ -15,6 +15,7 @@ import numpy as np
 
 from ..egraph.graph import GraphBuilder, TensorType, Weight
 from .onnx_tensor import numpy_dtype
+from .relax_operators import BINARY, REDUCTIONS, UNARY
 from .relay_text import Symbol
 
 
@@ -24,17 +25,6 @@ class NotReadable(ValueError):
 
 Value: TypeAlias = "int | tuple[Value, ...]"
 
-UNARY = {
-    "nn.relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "erf": "Erf", "sqrt": "Sqrt", "exp": "Exp",
-    "negative": "Neg", "abs": "Abs", "sin": "Sin", "cos": "Cos", "log": "Log", "floor": "Floor", "ceil": "Ceil",
-    "sign": "Sign", "logical_not": "Not", "isnan": "IsNaN",
-}  # fmt: skip
-BINARY = {
-    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "power": "Pow", "minimum": "Min",
-    "maximum": "Max", "equal": "Equal", "greater": "Greater", "greater_equal": "GreaterOrEqual", "less": "Less",
-    "less_equal": "LessOrEqual", "logical_and": "And", "logical_or": "Or", "where": "Where",
-}  # fmt: skip
-REDUCTIONS = {"mean": "ReduceMean", "sum": "ReduceSum", "max": "ReduceMax", "min": "ReduceMin"}
 LAYOUTS = {"1d": ("NCW", "OIW"), "2d": ("NCHW", "OIHW"), "3d": ("NCDHW", "OIDHW")}
 
 
