@@ -70,6 +70,7 @@ class _Search:
     def __init__(self, told: Any) -> None:
         self.told = told
         self.target = _target_name(told.target)
+        self.options = {"threads": _threads(told.target), **told.options}
         self.end = time.monotonic() + told.budget
         self.work = 0
         self.account: list[dict[str, Any]] = []
@@ -87,7 +88,7 @@ class _Search:
         if not size or budget <= 0:
             record["outcome"] = "nothing to do" if not size else "no time was left"
             return None
-        options = Options(method=self.told.method, target=self.target, budget=budget, **self.told.options)
+        options = Options(method=self.told.method, target=self.target, budget=budget, **self.options)
         try:
             result = Run(region.graph, options).result()
         except UserError as error:
@@ -108,6 +109,13 @@ def _target_name(target: Any) -> str | None:
     return str(found.kind.name if hasattr(found.kind, "name") else found.kind)
 
 
+def _threads(target: Any) -> int:
+    """The threads that a `tvm.target.Target` is for; the current one's by default."""
+    found = tvm().target.Target.current(allow_none=True) if target is None else target
+    cores = None if found is None or isinstance(found, str) else found.attrs.get("num-cores")
+    return max(1, int(cores)) if cores is not None else 1
+
+
 def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
     """A pass for `relax_pipeline=`: `Optimize` with these options, then TVM's default pipeline for the target.
 
@@ -122,7 +130,7 @@ def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
         optimize: Any = Optimize(target=of, **options)
         with of:
             module = fuse(optimize(module), of)
-            if tuned and (known := _schedules(module, of, options.get("threads", 1))) is not None:
+            if tuned and (known := _schedules(module, of, options.get("threads", _threads(of)))) is not None:
                 with known:
                     module = relax.transform.MetaScheduleApplyDatabase()(module)
             return relax.get_default_pipeline(of)(module)
