@@ -5,12 +5,18 @@
 Of each kernel: the best latency after so many measured candidates, by the register tiles of
 `lowering/tvm_schedules.py` followed by random ones (what `lowering/tvm_tuner.py` does), by random ones alone
 (MetaSchedule's `replay-trace`), and by MetaSchedule's evolutionary search with its random cost model (the learned one
-needs xgboost, and more trials than these to learn from). All finalists of a kernel are then timed again, by turns.
+needs xgboost, and more trials than these to learn from). All finalists of a kernel are then timed again, by turns. A
+schedule that LLVM does not get done with in 10 s is a trial lost; finding that out does not count as tuning.
+
+Goes on where it was stopped (`benchmarks/results/tuning.json`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import statistics
 import sys
 import time
@@ -40,6 +46,7 @@ KERNELS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]]
 }
 """Operator, shapes of its operand and weight (none: no weight), attributes."""
 
+LIMIT = 10.0
 WAYS = ("tiles, then random", "random", "evolutionary")
 
 
@@ -104,14 +111,37 @@ def candidates(way: str, task: tasks.Task, target: Any, trials: int, seed: int, 
         search.notify_runner_results(batch, results)
 
 
+def builds(module: Any, target: Any) -> bool:
+    """Whether a schedule is compiled within `LIMIT`, tried in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            tvm_module.tvm().tirx.build(module, target=target)
+        finally:
+            os._exit(0)
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
 def tuned(way: str, task: tasks.Task, target: Any, trials: int, seed: int) -> tuple[Any, float]:
     """The best library found, and the seconds that it took."""
-    start, told = time.monotonic(), list[float]()
+    start, told, probing = time.monotonic(), list[float](), 0.0
     place = tvm_module.Here("llvm")
     arguments = tuner._tensors(task.module, place.device)
     best, least = None, float("inf")
     for measured, module in enumerate(candidates(way, task, target, trials, seed, told), 1):
+        before = time.monotonic()
+        usable = builds(module, target)
+        probing += time.monotonic() - before
         try:
+            if not usable:
+                raise TimeoutError
             library = tvm_module.tvm().tirx.build(module, target=target)
             ms = tuner._time(library, place.device, arguments, least)
         except Exception:  # noqa: BLE001 (a schedule that does not build is one trial lost)
@@ -121,7 +151,7 @@ def tuned(way: str, task: tasks.Task, target: Any, trials: int, seed: int) -> tu
             best, least = library, ms
         if measured >= trials:
             break
-    return best, time.monotonic() - start
+    return best, time.monotonic() - start - probing
 
 
 def examined(name: str, trials: int, seeds: int) -> dict[str, Any]:
@@ -172,13 +202,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="only kernels whose name contains this")
     options = parser.parse_args()
-    records = []
+    file = RESULTS / "tuning.json"
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name in KERNELS:
-        if options.only in name:
-            records.append(examined(name, options.trials, options.seeds))
-            print(records[-1], flush=True)
-            if not options.only:
-                write(RESULTS / "tuning.md", report(records, options.trials, options.seeds))
+        if options.only in name and name not in known:
+            known[name] = examined(name, options.trials, options.seeds)
+            print(known[name], flush=True)
+            write(file, json.dumps(known, indent=0))
+            records = [known[n] for n in KERNELS if n in known]
+            write(RESULTS / "tuning.md", report(records, options.trials, options.seeds))
     return 0
 
 
