@@ -72,6 +72,11 @@ class Judge:
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
+        if self.run.target.kind == "llvm" and not self.run.target.tracker and hasattr(model, "schedules"):
+            from .cost.database import Database
+
+            # verified as it will be run, and so in a time that can be borne
+            original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
         if not self.verified(original, model, found, result):
             return
         if self.run.target.measured:

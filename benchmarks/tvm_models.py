@@ -42,10 +42,22 @@ def names() -> list[str]:
 
 def model_of(name: str) -> onnx.ModelProto:
     if name.startswith("light_"):
-        return onnx.load(LIGHT / f"{name}.onnx")
+        return materialised(onnx.load(LIGHT / f"{name}.onnx"))
     from catalogue import Variant
 
     return onnx.load(Variant(name, "legacy", False).file())
+
+
+def materialised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights as initializers: the light models make them by ConstantOfShape, of shapes that TVM's
+    importer does not know then."""
+    shapes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "ConstantOfShape" and n.input[0] in shapes]:
+        value = [onnx.numpy_helper.to_array(a.t) for a in node.attribute]
+        array = np.full(shapes[node.input[0]], value[0] if value else np.float32(0))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
+        model.graph.node.remove(node)
+    return model
 
 
 def inputs_of(specs: Any) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..egraph.graph import Node, TensorType
 from .onnx_forms import NotWritable
-from .relay_operators import BINARY, REDUCTIONS, UNARY
+from .relax_operators import BINARY, REDUCTIONS, UNARY
 from .relay_text import Call, Expr, Part, Scalar, Tuple
 
 
