@@ -14,8 +14,9 @@ from ..egraph.graph import UNKNOWN, Graph, TensorType
 from .decomposition import spelled_out
 from .folding import fold_constants
 from .relax_dimensions import Extents
-from .relax_operators import WRITTEN
-from .relax_region import RelaxSource, Value, variables
+from .relax_forms import WRITTEN
+from .relax_region import variables
+from .relax_source import RelaxSource, Value
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
 

@@ -10,28 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
 
-from ..egraph.graph import UNKNOWN, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
+from ..egraph.graph import UNKNOWN, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
 from ..egraph.operators import IllTyped, infer
 from .onnx_tensor import numpy_dtype
 from .relax_dimensions import Extents
-from .relax_operators import READ, WRITTEN, Call, NotCore
+from .relax_operators import READ, Call, NotCore
+from .relax_source import RelaxSource, Template, Value, Whole
 
 IMPURE = ("print", "assert_op", "call_inplace_packed", "call_tir_inplace", "multinomial_from_uniform", "dropout")
 """In the names of operators whose calls are never merged with others."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """All parts of a node that is tuple-valued."""
-
-    node: int
-    parts: int
 
 
 FILLED = ("arange", "full", "zeros", "ones", "full_like", "zeros_like", "ones_like")
@@ -42,65 +34,9 @@ LARGEST = 1 << 20
 
 _NUMBERS = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
-Value: TypeAlias = "int | Whole | tuple[Value, ...]"
-"""What a variable holds: a node of the graph, or a tuple of such."""
-
 
 class Unreadable(ValueError):
     """A construct that regions cannot hold; the text names it."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """An expression with slots. fill: the expression from those in the slots."""
-
-    fill: Callable[[Sequence[Any]], Any]
-    name: str
-
-
-@dataclass
-class RelaxSource:
-    """What the writer needs of a region beside its graph.
-
-    extents: its symbols. leaves: by an input's name, the expression outside. constants: by a weight's digest, the
-    constant. opaques: by digest, opaque expressions. spellings: how the region spells core operators, by operator,
-    attributes and operand types, and by these and the value's name. outputs: the variables that are read after it, and
-    the numbers of the outputs that each is made of. module: the one that it is of.
-    """
-
-    extents: Extents
-    leaves: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
-    opaques: dict[str, Template] = field(default_factory=dict)
-    spellings: dict[tuple[Any, ...], Template] = field(default_factory=dict)
-    outputs: list[tuple[Any, Value]] = field(default_factory=list)
-    module: Any = None
-
-    def writes(self, op: str) -> bool:
-        """Whether a rule may introduce this core operator."""
-        return op in WRITTEN
-
-    def forbids(self, op: str) -> bool:
-        return False
-
-    def program(self, graph: Graph) -> Any:
-        """A graph of this region as a program of its own. Raises `NotInRelax` where it cannot be one."""
-        from .folding import fold_constants
-        from .relax_program import RelaxModel
-
-        found = RelaxModel(fold_constants(graph))
-        _ = found.module
-        return found
-
-    def spelled(self, op: str, attrs: Attributes, types: Sequence[Type], name: str) -> Template | None:
-        """How the region writes such an operator, if it has one; best the one whose value has this name."""
-        key = (op, attrs, tuple(types))
-        return self.spellings.get((name, *key)) or self.spellings.get(key)
-
-    def spell(self, op: str, attrs: Attributes, types: Sequence[Type], name: str, template: Template) -> None:
-        key = (op, attrs, tuple(types))
-        self.spellings[name, *key] = template
-        self.spellings.setdefault(key, template)
 
 
 def read_region(bindings: Sequence[Any], read_after: Collection[Any], extents: Extents, module: Any = None) -> Graph:

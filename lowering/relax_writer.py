@@ -8,8 +8,8 @@ import numpy as np
 
 from ..egraph.graph import Graph, Node, TensorType, Weight
 from .onnx_forms import NotWritable
-from .relax_operators import WRITTEN
-from .relax_region import RelaxSource, Value
+from .relax_forms import WRITTEN
+from .relax_source import RelaxSource, Value
 from .tvm_module import tvm
 
 

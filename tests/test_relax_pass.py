@@ -168,11 +168,11 @@ class Module:
 
 def test_a_wrong_program_is_not_taken(monkeypatch):
     """What the writer makes is compared, not what it was meant to be."""
-    from xrlflow.lowering import relax_operators
+    from xrlflow.lowering import relax_forms
 
-    real = relax_operators.WRITTEN["Split"]
+    real = relax_forms.WRITTEN["Split"]
     monkeypatch.setitem(
-        relax_operators.WRITTEN, "Split",
+        relax_forms.WRITTEN, "Split",
         lambda op, node, xs, types, extents: real(op, node, [op.negative(xs[0])], types, extents),
     )  # fmt: skip
     module = merging()
