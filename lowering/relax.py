@@ -59,7 +59,7 @@ class Optimize:
             warnings.simplefilter("always", UnreadFunction)
             search.work = sum(len(r.graph.operators) for r in regions(module))
         left = list(dict.fromkeys(str(w.message) for w in told if issubclass(w.category, UnreadFunction)))
-        found = rewritten(module, search.improved)
+        found = rewritten(module, search.improved, search.refused)
         account = {"target": search.target, "method": self.method, "regions": search.account, "left": left}
         return found.with_attr(ACCOUNT, json.dumps(account))
 
@@ -99,6 +99,10 @@ class _Search:
         record |= {"outcome": result.outcome, "improved": result.improved, "notes": list(result.notes)}
         record |= {k: report[k] for k in ("cost", "latency", "verification", "substitutions") if k in report}
         return fold_constants(result.graph) if result.improved else None
+
+    def refused(self, region: Region, why: str) -> None:
+        """What was found for the last region cannot take its place in the module after all."""
+        self.account[-1] |= {"improved": False, "outcome": f"left as it is: {why}"}
 
 
 def _target_name(target: Any) -> str | None:

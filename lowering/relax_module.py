@@ -91,10 +91,12 @@ def _read_elsewhere(function: Any, number: int, start: int, end: int) -> set[Any
     return found
 
 
-def rewritten(module: Any, change: Callable[[Region], Graph | None]) -> Any:
+def rewritten(
+    module: Any, change: Callable[[Region], Graph | None], refused: Callable[[Region, str], None] | None = None
+) -> Any:
     """The module with its regions replaced by what `change` makes of them (None: the region stays as it is).
 
-    A region that cannot be written, or makes the module ill-formed, stays, with a warning.
+    A region that cannot be written, or makes the module ill-formed, stays, with a warning; `refused` is told why.
     """
     from tvm import relax
 
@@ -102,15 +104,17 @@ def rewritten(module: Any, change: Callable[[Region], Graph | None]) -> Any:
         graph = change(region)
         if graph is None:
             continue
+        why = "it would be ill-formed"
         try:
             candidate = replaced(module, region, graph)
+            if relax.analysis.check_well_formed(candidate):
+                module = candidate
+                continue
         except NotInRelax as error:
-            warnings.warn(f"{region.function}: left as it is, because of {error}", UnreadFunction, stacklevel=2)
-            continue
-        if relax.analysis.check_well_formed(candidate):
-            module = candidate
-        else:
-            warnings.warn(f"{region.function}: left as it is: it would be ill-formed", UnreadFunction, stacklevel=2)
+            why = str(error)
+        warnings.warn(f"{region.function}: left as it is, because of {why}", UnreadFunction, stacklevel=2)
+        if refused is not None:
+            refused(region, why)
     return module
 
 

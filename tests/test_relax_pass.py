@@ -313,3 +313,16 @@ def test_what_is_measured_is_taken_only_if_it_is_faster(tmp_path, monkeypatch):
     if "latency" in told:
         assert told["latency"]["settings"]["tuned"]
     np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_take_its_place_is_told(monkeypatch):
+    from tvm import relax
+
+    module = merging()
+    monkeypatch.setattr(relax.analysis, "check_well_formed", lambda *_: False)
+    with pytest.warns(UnreadFunction, match="ill-formed"):
+        found = Optimize(**QUICK)(module)
+    assert calls(found).count("MatMul") == 3
+    assert [(r["improved"], r["outcome"]) for r in account(found)["regions"]] == [
+        (False, "left as it is: it would be ill-formed")
+    ]
