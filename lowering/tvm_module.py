@@ -138,7 +138,12 @@ def _plain_inputs(proto: onnx.ModelProto) -> Iterator[None]:
     """For a while give inputs with names like "gpu_0/data" plain ones: TVM writes them into CUDA source as they are."""
     from onnx import helper
 
-    odd = [(k, v.name) for k, v in enumerate(proto.graph.input) if not re.fullmatch(r"[A-Za-z_]\w*", v.name)]
+    weights = {i.name for i in proto.graph.initializer}  # old models list them among the inputs
+    odd = [
+        (k, v.name)
+        for k, v in enumerate(proto.graph.input)
+        if not re.fullmatch(r"[A-Za-z_]\w*", v.name) and v.name not in weights
+    ]
     try:
         for k, name in odd:
             proto.graph.input[k].name = f"xrlflow_input_{k}"

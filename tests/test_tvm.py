@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from xrlflow.egraph.graph import GraphBuilder, TensorType
 from xrlflow.lowering import to_onnx, tvm_module, tvm_schedules, tvm_tasks, tvm_tuner
@@ -254,3 +254,14 @@ def test_a_kernel_that_still_gains_is_tuned_further(target, tmp_path):
     assert not gaining.settled(8)
     gaining.trials = 9
     assert gaining.settled(8)
+
+
+def test_weights_that_are_listed_as_inputs_are_none():
+    """As models of old IR versions have them, whatever they are called."""
+    x = helper.make_tensor_value_info("data/0", TensorProto.FLOAT, (2, 3))
+    w = helper.make_tensor_value_info("fc/w", TensorProto.FLOAT, (3, 4))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 4))
+    weight = numpy_helper.from_array(np.ones((3, 4), np.float32), "fc/w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["data/0", "fc/w"], ["y"])], "g", [x, w], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+    assert len(tvm_module.import_onnx(model)["main"].params) == len(tvm_module.input_specs(model)) == 1
