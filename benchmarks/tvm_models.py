@@ -133,7 +133,7 @@ def report(records: list[dict[str, Any]], budget: float) -> str:
         ms = [f"{latency[k]:.3g}" if latency.get(k) else "" for k in ("original_ms", "optimized_ms", "speedup")]
         verdict = latency.get("verdict", "") + ("" if latency.get("judge", True) else ", not a judge")
         cells = [r["model"], str(r["operators"]), opaque, main["outcome"], *ms, verdict]
-        cells += [str(r["changed"]), f"{r['difference']:.1e}"]
+        cells += [str(r.get("changed", "")), f"{r['difference']:.1e}" if "changed" in r else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -148,7 +148,7 @@ def main() -> int:
     for name in options.models:
         if name in known and "changed" in known[name]:
             continue
-        if name in known and "regions" in known[name]:
+        if name in known and "regions" in known[name]:  # of an earlier form of this script
             model = model_of(name)
             known[name] |= forced(model, import_onnx(model))
             write(file, json.dumps(known, indent=0))
