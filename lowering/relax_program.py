@@ -12,7 +12,6 @@ import numpy as np
 
 from ..egraph.graph import UNKNOWN, Graph, TensorType
 from .decomposition import spelled_out
-from .folding import fold_constants
 from .relax_dimensions import Extents
 from .relax_forms import WRITTEN
 from .relax_region import variables
@@ -53,6 +52,8 @@ def from_graph(graph: Graph) -> Any:
     """
     from tvm import relax
     from tvm import tirx as tir
+
+    from .folding import fold_constants  # by torch, which worker processes do without
 
     tvm()
     extents = Extents()

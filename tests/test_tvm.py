@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -265,3 +266,12 @@ def test_weights_that_are_listed_as_inputs_are_none():
     graph = helper.make_graph([helper.make_node("MatMul", ["data/0", "fc/w"], ["y"])], "g", [x, w], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
     assert len(tvm_module.import_onnx(model)["main"].params) == len(tvm_module.input_specs(model)) == 1
+
+
+def test_workers_import_what_compiles_without_torch():
+    """TVM is imported first there, and torch barred; whoever imports it then cannot time a single kernel."""
+    code = "from xrlflow.lowering.tvm_module import tvm; tvm(); import xrlflow.lowering.tvm_sources"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "XRLFLOW_WORKER": "1"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-500:]
