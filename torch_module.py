@@ -11,12 +11,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from .errors import UserError
+from .lowering.plain_session import first_line
 from .lowering.relax_module import regions
 from .options import Options
 from .pipeline import Run, find_target
@@ -40,8 +42,8 @@ class EagerWarning(UserWarning):
 class OptimizedModule(torch.nn.Module):
     """A module whose forward pass is an optimised program; for inference, on tensors of the example inputs' shapes.
 
-    result: the run's account (`xrlflow.Result`); for TVM targets the one of the module's main region. report: what the
-    comparison with the module said: `ms` and `original_ms` of a run, and `max_abs`, the largest difference.
+    result: the run's account (`xrlflow.Result`); None for TVM targets. report: what the comparison with the
+    module said: `ms` and `original_ms` of a run, and `max_abs`, the largest difference.
     """
 
     def __init__(self, runner: Callable[..., list[torch.Tensor]], shape: Callable[[list[Any]], Any]) -> None:
@@ -83,7 +85,7 @@ def optimized(
             try:
                 outputs = found.runner(*inputs)
             except Exception as error:  # the runtimes' are of many types
-                raise NotTaken(f"it does not run: {_first(error)}") from error
+                raise NotTaken(f"it does not run: {first_line(error)}") from error
             found.report = {"max_abs": _compared(flat, outputs), **_timed(module, found, inputs)}
     finally:
         for m, mode in modes.items():
@@ -94,11 +96,12 @@ def optimized(
     return found
 
 
+@dataclass(frozen=True)
 class _Made:
-    """A program and what runs it."""
+    """What runs a program, and the account of how it was found."""
 
-    def __init__(self, run: Callable[..., list[torch.Tensor]], result: Result | None) -> None:
-        self.run, self.result = run, result
+    run: Callable[..., list[torch.Tensor]]
+    result: Result | None
 
 
 def _made(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], told: Mapping[str, Any]) -> _Made:
@@ -133,11 +136,7 @@ def _imported(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
         hint = ""
         if "_transformer_encoder_layer_fwd" in str(error):  # one operator for the whole layer
             hint = "; torch.backends.mha.set_fastpath_enabled(False) lets its parts be seen"
-        raise NotTaken(f"it cannot be exported: {_first(error)}{hint}") from error
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NotTaken(f"it cannot be exported: {first_line(error)}{hint}") from error
 
 
 def _by_tvm(module: Any, kind: str, options: Mapping[str, Any]) -> _Made:
@@ -149,7 +148,7 @@ def _by_tvm(module: Any, kind: str, options: Mapping[str, Any]) -> _Made:
     try:
         executable = compiled(find(module), of, options.get("threads", 1))
     except Exception as error:
-        raise NotTaken(f"TVM cannot compile it: {_first(error)}") from error
+        raise NotTaken(f"TVM cannot compile it: {first_line(error)}") from error
     from tvm.relax import VirtualMachine
 
     vm = VirtualMachine(executable, device(kind))
@@ -188,7 +187,7 @@ def _by_runtime(module: Any, options: Mapping[str, Any]) -> _Made:
         result = Run(model, Options(**options)).result()
         session = Session(model if result.model is None else result.model, options.get("threads", 1))
     except Exception as error:  # the runtime's are of many types
-        raise NotTaken(f"ONNX Runtime does not run it: {_first(error)}") from error
+        raise NotTaken(f"ONNX Runtime does not run it: {first_line(error)}") from error
     known = {spec.name for spec in session.specs}
 
     def run(*inputs: torch.Tensor) -> list[torch.Tensor]:

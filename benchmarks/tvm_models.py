@@ -146,13 +146,7 @@ def main() -> int:
     file = RESULTS / "tvm_models.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name in options.models:
-        if name in known and "changed" in known[name]:
-            continue
-        if name in known and "regions" in known[name]:  # of an earlier form of this script
-            model = model_of(name)
-            known[name] |= forced(model, import_onnx(model))
-            write(file, json.dumps(known, indent=0))
-            write(RESULTS / "tvm_models.md", report([known[n] for n in names() if n in known], options.budget))
+        if "seconds" in known.get(name, {}):
             continue
         try:
             known[name] = examined(name, options.budget)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError
 from .relax_module import Region, UnreadFunction, regions, rewritten
 from .relax_program import from_graph
-from .tvm_module import compile_module, fuse, tvm
+from .tvm_module import compile_module, fuse, scheduled, tvm
 
 if TYPE_CHECKING:
     from ..egraph.graph import Graph
@@ -78,7 +78,6 @@ class _Search:
     def improved(self, region: Region) -> Graph | None:
         from ..options import Options
         from ..pipeline import Run
-        from .folding import fold_constants
 
         size = len(region.graph.operators)
         budget = (self.end - time.monotonic()) * size / max(1, self.work)
@@ -98,7 +97,8 @@ class _Search:
         report = result.report
         record |= {"outcome": result.outcome, "improved": result.improved, "notes": list(result.notes)}
         record |= {k: report[k] for k in ("cost", "latency", "verification", "substitutions") if k in report}
-        return fold_constants(result.graph) if result.improved else None
+        found: Graph | None = result.model.graph if result.improved else None  # as it was verified
+        return found
 
     def refused(self, region: Region, why: str) -> None:
         """What was found for the last region cannot take its place in the module after all."""
@@ -134,10 +134,8 @@ def pipeline(target: Any = None, tuned: bool = True, **options: Any) -> Any:
         optimize: Any = Optimize(target=of, **options)
         with of:
             module = fuse(optimize(module), of)
-            if tuned and (known := _schedules(module, of, options.get("threads", _threads(of)))) is not None:
-                with known:
-                    module = relax.transform.MetaScheduleApplyDatabase()(module)
-            return relax.get_default_pipeline(of)(module)
+            known = _schedules(module, of, options.get("threads", _threads(of))) if tuned else None
+            return relax.get_default_pipeline(of)(scheduled(module, known))
 
     return run
 

@@ -126,12 +126,7 @@ def replaced(module: Any, region: Region, graph: Graph) -> Any:
     blocks = list(function.body.blocks)
     block = blocks[region.block]
     bindings = list(block.bindings)
-    builder = relax.BlockBuilder(module)
-    builder.begin_scope(function.params)  # so that it knows the extents as such, which are not negative
-    try:
-        written = write_region(graph, builder)
-    finally:
-        builder.end_scope()
+    written = write_region(graph, module, function.params)
     blocks[region.block] = relax.DataflowBlock([*bindings[: region.start], *written, *bindings[region.end :]])
     body = relax.SeqExpr(blocks, function.body.body)
     made = relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)

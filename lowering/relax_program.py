@@ -17,15 +17,15 @@ from .relax_forms import WRITTEN
 from .relax_region import variables
 from .relax_source import RelaxSource, Value
 from .relax_writer import NotInRelax, write_region
-from .tvm_module import InputSpec, compile_module, fuse, tvm, tvm_target
+from .tvm_module import compile_module, fuse, tvm, tvm_target
 
 
 @dataclass
 class RelaxModel:
     """A graph that was read from Relax, as a module whose function "main" takes its inputs and gives its outputs.
 
-    schedules: folder of tuned schedules to run it with; without them it is 30 to 150 times slower. Raises `NotInRelax`
-    if the region reads what no caller of such a function could give it: shapes from outside.
+    schedules: folder of tuned schedules to run it with; without them it is many times slower. Raises `NotInRelax` if
+    the region reads what no caller of such a function could give it: shapes from outside.
     """
 
     graph: Graph
@@ -123,12 +123,7 @@ def _program(graph: Graph) -> Any:
         source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module
     )
     ordered = [params[name] for name in graph.input_names]
-    builder = relax.BlockBuilder(source.module)
-    builder.begin_scope(ordered)
-    try:
-        bindings = write_region(graph.with_source(inner), builder)
-    finally:
-        builder.end_scope()
+    bindings = write_region(graph.with_source(inner), source.module, ordered)
     results = [var for var, _ in targets]
     free = set().union(*(variables(b.value) for b in bindings)) - {b.var for b in bindings} - set(ordered)
     if free:
@@ -153,30 +148,3 @@ def _program(graph: Graph) -> Any:
 def _others(module: Any) -> Sequence[tuple[Any, Any]]:
     """The functions of a module that expressions can call; its "main" makes way."""
     return [(var, f) for var, f in module.functions_items() if var.name_hint != "main"]
-
-
-def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
-    """The module that `RelaxModel.SerializeToString` wrote, symbols bound to extents (1 where none is told)."""
-    from tvm import relax
-
-    module = tvm().ir.load_json(data.decode())
-    function = module["main"]
-    known = {
-        v: int((symbols or {}).get(v.name, 1))
-        for p in function.params
-        for v in relax.analysis.definable_tir_vars_in_type(p.ty)
-    }
-    if not known:
-        return module
-    module.update_func(module.get_global_var("main"), function.bind_symbolic_vars(known))
-    return module
-
-
-def program_specs(module: Any) -> list[InputSpec]:
-    """The inputs of a module's function "main"; extents that are not numbers count as 1."""
-    specs = []
-    for param in module["main"].params:
-        values = param.ty.shape.values if param.ty.shape is not None else ()
-        shape = tuple(int(v) if hasattr(v, "value") else 1 for v in values)
-        specs.append(InputSpec(str(param.name), shape, str(param.ty.dtype)))
-    return specs

@@ -206,13 +206,13 @@ class _Reader:
             return False
         return expr in self.inner or _tensors(expr.ty)
 
-    def _template(self, expr: Any) -> tuple[list[int], Callable[[Sequence[Any]], Any]]:
+    def _template(self, expr: Any) -> tuple[list[int], Template]:
         """The nodes in the slots of an expression, and what fills them."""
         from tvm import relax
 
         found: list[int] = []
 
-        def of(value: Value) -> Callable[[Sequence[Any]], Any]:
+        def of(value: Value) -> Template:
             if isinstance(value, Whole):
                 value = self._parts(value)
             if isinstance(value, tuple):
@@ -222,7 +222,7 @@ class _Reader:
             found.append(value)
             return lambda xs: xs[k]
 
-        def walk(e: Any) -> Callable[[Sequence[Any]], Any]:
+        def walk(e: Any) -> Template:
             if self._slot(e):
                 return of(self._constant(e) if isinstance(e, _constant()) else self._read(e))
             if isinstance(e, relax.Tuple):
@@ -261,12 +261,11 @@ class _Reader:
         attrs = attributes(**core.attrs)
         kinds = [self.builder.nodes[i].type for i in nodes]
         kind = infer(core.op, attrs, kinds)
-        name = str(expr.op.name)
         if core.result is not None:
             fill = _part(fill, core.result)
         self._agree(var.ty, kind, core.result)
         names = (self._fresh(var.name),)
-        self.source.spell(core.op, attrs, kinds, names[0], Template(fill, name))
+        self.source.spell(core.op, attrs, kinds, names[0], fill)
         index = self.builder.add(core.op, nodes, attrs, kind, names)
         if isinstance(kind, TupleType):
             return Whole(index, len(kind.items))
@@ -301,7 +300,7 @@ class _Reader:
         digest, extra = self._digest(fill, nodes), {}
         if any(part in label for part in IMPURE):
             extra["unique"] = len(self.builder.nodes)
-        self.source.opaques[digest] = Template(fill, label)
+        self.source.opaques[digest] = fill
         # everyone takes this for an operator that nothing is known of
         self.builder.opaques.setdefault(digest, NodeProto(op_type=label, name=digest).SerializeToString())
         items: tuple[TensorType, ...] = (self.source.extents.tensor_type(kind),)
@@ -317,7 +316,7 @@ class _Reader:
         attrs = attributes(proto=digest, outputs=1, captures=(), **extra)
         return self.builder.add(f"::{label}", nodes, attrs, items[0], (self._fresh(var.name),))
 
-    def _digest(self, fill: Callable[[Sequence[Any]], Any], nodes: Sequence[int]) -> str:
+    def _digest(self, fill: Template, nodes: Sequence[int]) -> str:
         """What tells an opaque expression from others: its text, with the slots numbered, and their types."""
         from tvm import relax
 
@@ -329,7 +328,7 @@ class _Reader:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _part(fill: Callable[[Sequence[Any]], Any], k: int) -> Callable[[Sequence[Any]], Any]:
+def _part(fill: Template, k: int) -> Template:
     from tvm import relax
 
     return lambda xs: relax.TupleGetItem(fill(xs), k)

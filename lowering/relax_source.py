@@ -23,12 +23,8 @@ Value: TypeAlias = "int | Whole | tuple[Value, ...]"
 """What a variable holds: a node of the graph, or a tuple of such."""
 
 
-@dataclass(frozen=True)
-class Template:
-    """An expression with slots. fill: the expression from those in the slots."""
-
-    fill: Callable[[Sequence[Any]], Any]
-    name: str
+Template: TypeAlias = Callable[[Sequence[Any]], Any]
+"""An expression with slots: makes it of those in the slots."""
 
 
 @dataclass
@@ -52,9 +48,6 @@ class RelaxSource:
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator."""
         return op in WRITTEN
-
-    def forbids(self, op: str) -> bool:
-        return False
 
     def program(self, graph: Graph) -> Any:
         """A graph of this region as a program of its own. Raises `NotInRelax` where it cannot be one."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..egraph.graph import Graph, Node, TensorType, Weight
 from .onnx_forms import NotWritable
+from .plain_session import first_line
 from .relax_forms import WRITTEN
 from .relax_source import RelaxSource, Value
 from .tvm_module import tvm
@@ -17,29 +19,33 @@ class NotInRelax(NotWritable):
     """A graph that cannot be written as Relax."""
 
 
-def write_region(graph: Graph, builder: Any = None) -> list[Any]:
+def write_region(graph: Graph, module: Any, params: Sequence[Any]) -> list[Any]:
     """The bindings that compute a graph whose source is a `RelaxSource`: those that the region was read from, where it
     says nothing else, and for what was read after it the same variables.
 
-    builder: a `relax.BlockBuilder` of the module, where opaque expressions call its functions. Raises `NotInRelax`.
+    module: whose functions opaque expressions call. params: of the function that the bindings are for. Raises
+    `NotInRelax`.
     """
     tvm()
+    from tvm import relax
+
+    builder = relax.BlockBuilder(module)
+    builder.begin_scope(params)  # so that it knows the extents as such, which are not negative
     try:
         return _Writer(graph, builder).bindings()
     except NotInRelax:
         raise
     except Exception as error:  # TVM's are of many types
-        raise NotInRelax((str(error).splitlines() or [type(error).__name__])[0][:200]) from error
+        raise NotInRelax(first_line(error)) from error
+    finally:
+        builder.end_scope()
 
 
 class _Writer:
     def __init__(self, graph: Graph, builder: Any) -> None:
-        from tvm import relax
-
         if not isinstance(graph.source, RelaxSource):
             raise NotInRelax("this graph was not read from Relax")
-        self.graph, self.source = graph, graph.source
-        self.builder = relax.BlockBuilder() if builder is None else builder
+        self.graph, self.source, self.builder = graph, graph.source, builder
         self.made: list[Any] = []
         self.values: dict[int, Any] = {}
         self.readers: dict[int, set[str]] = {}
@@ -49,7 +55,6 @@ class _Writer:
                 self.readers.setdefault(k, set()).add(graph.nodes[i].op)
 
     def bindings(self) -> list[Any]:
-
         targets = self._targets()
         bound = set()
         for i in self.graph.live:
@@ -143,11 +148,11 @@ class _Writer:
         if node.opaque:
             if str(node.attrs["proto"]) not in self.source.opaques:
                 raise NotInRelax(f"Relax has no {node.op.removeprefix('::')}")
-            return self.source.opaques[str(node.attrs["proto"])].fill(operands)
+            return self.source.opaques[str(node.attrs["proto"])](operands)
         types = [self.graph.nodes[k].type for k in node.inputs]
         known = self.source.spelled(node.op, node.attributes, types, "".join(node.names[:1]))
         if known is not None:
-            return known.fill(operands)
+            return known(operands)
         if node.op not in WRITTEN:
             raise NotInRelax(f"Relax has no {node.op}")
         tensors = [t for t in types if isinstance(t, TensorType)]

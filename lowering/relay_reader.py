@@ -31,6 +31,7 @@ from .relay_text import (
     TensorKind,
     Tuple,
     parse,
+    parts,
 )
 
 
@@ -58,9 +59,6 @@ class RelaySource:
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator."""
         return op in WRITTEN
-
-    def forbids(self, op: str) -> bool:
-        return False
 
 
 def read(
@@ -124,10 +122,7 @@ def read_text(text: str, params: Mapping[str, np.ndarray] | None = None, label: 
 
 
 def _reads_meta(e: Expr) -> bool:
-    if isinstance(e, Part):
-        return _reads_meta(e.of)
-    parts: Sequence[Expr] = e.fields if isinstance(e, Tuple) else e.args if isinstance(e, Call) else ()
-    return isinstance(e, Meta) or any(map(_reads_meta, parts))
+    return isinstance(e, Meta) or any(map(_reads_meta, parts(e)))
 
 
 def _dtype(array: np.ndarray) -> str:
@@ -145,10 +140,10 @@ class Replay:
         for name, expr in self.function.bindings:
             self.values[name] = self.named(name, self.value(expr))
         found = self.named("result", self.value(self.function.result))
-        parts = found if isinstance(found, tuple) else (found,)
-        if not all(isinstance(p, int) for p in parts):
+        each = found if isinstance(found, tuple) else (found,)
+        if not all(isinstance(p, int) for p in each):
             raise NotRelay(f"{self.label}: the result is a tuple of tuples")
-        return {f"output_{k}" if len(parts) > 1 else "output": p for k, p in enumerate(parts) if isinstance(p, int)}
+        return {f"output_{k}" if len(each) > 1 else "output": p for k, p in enumerate(each) if isinstance(p, int)}
 
     def named(self, name: str, value: Value) -> Value:
         if isinstance(value, int):

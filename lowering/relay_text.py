@@ -66,6 +66,14 @@ class Call:
 
 Expr: TypeAlias = Name | Part | Scalar | Meta | Tuple | Call
 
+
+def parts(e: Expr) -> tuple[Expr, ...]:
+    """The expressions that one is made of."""
+    if isinstance(e, Part):
+        return (e.of,)
+    return e.fields if isinstance(e, Tuple) else e.args if isinstance(e, Call) else ()
+
+
 Shape: TypeAlias = tuple[int | str, ...]
 
 

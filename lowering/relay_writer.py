@@ -28,6 +28,7 @@ from .relay_text import (
     TensorKind,
     Text,
     Tuple,
+    parts,
     printed,
 )
 
@@ -343,9 +344,4 @@ def _kind(kind: Type) -> TensorKind:
 
 def _names(e: Expr) -> list[str]:
     """The variables that an expression reads."""
-    if isinstance(e, Name):
-        return [e.name]
-    if isinstance(e, Part):
-        return _names(e.of)
-    parts: Sequence[Expr] = e.fields if isinstance(e, Tuple) else e.args if isinstance(e, Call) else ()
-    return [name for part in parts for name in _names(part)]
+    return [e.name] if isinstance(e, Name) else [name for part in parts(e) for name in _names(part)]

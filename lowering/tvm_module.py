@@ -231,6 +231,16 @@ def fuse(module: Any, target: Any) -> Any:
         return relax.get_pipeline("zero")(module)
 
 
+def scheduled(module: Any, schedules: Any) -> Any:
+    """A fused module with the schedules of a MetaSchedule database (None: as it is); call it in the target's scope."""
+    from tvm import relax
+
+    if schedules is None:
+        return module
+    with schedules:
+        return relax.transform.MetaScheduleApplyDatabase()(module)
+
+
 def compile_module(module: Any, target: Any, schedules: Any = None) -> Any:
     """A `relax.VMExecutable` of a fused module.
 
@@ -239,9 +249,7 @@ def compile_module(module: Any, target: Any, schedules: Any = None) -> Any:
     from tvm import relax
 
     with target:
-        if schedules is not None:
-            with schedules:
-                module = relax.transform.MetaScheduleApplyDatabase()(module)
+        module = scheduled(module, schedules)
         return tvm().compile(module, target, relax_pipeline=relax.get_default_pipeline(target))
 
 

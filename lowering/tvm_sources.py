@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .relax_program import load_program, program_specs
-from .tvm_module import InputSpec, import_onnx, input_specs, read_model
+from .tvm_module import InputSpec, import_onnx, input_specs, read_model, tvm
 
 if TYPE_CHECKING:
     import onnx
@@ -47,3 +46,30 @@ def _program(model: Source) -> bytes | None:
         with open(model, "rb") as file:
             return Path(model).read_bytes() if file.read(1) == b"{" else None
     return None
+
+
+def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
+    """The module that `RelaxModel.SerializeToString` wrote, symbols bound to extents (1 where none is told)."""
+    from tvm import relax
+
+    module = tvm().ir.load_json(data.decode())
+    function = module["main"]
+    known = {
+        v: int((symbols or {}).get(v.name, 1))
+        for p in function.params
+        for v in relax.analysis.definable_tir_vars_in_type(p.ty)
+    }
+    if not known:
+        return module
+    module.update_func(module.get_global_var("main"), function.bind_symbolic_vars(known))
+    return module
+
+
+def program_specs(module: Any) -> list[InputSpec]:
+    """The inputs of a module's function "main"; extents that are not numbers count as 1."""
+    specs = []
+    for param in module["main"].params:
+        values = param.ty.shape.values if param.ty.shape is not None else ()
+        shape = tuple(int(v) if hasattr(v, "value") else 1 for v in values)
+        specs.append(InputSpec(str(param.name), shape, str(param.ty.dtype)))
+    return specs

@@ -59,6 +59,8 @@ def test_a_module_computes_what_tvm_recorded_and_comes_back_equal(path):
 
 def test_an_optimised_module_computes_the_same(path):
     graph = read(path, params_of(path))
+    # BERT and ViT have biases that are all zero: carried through products they would be added without end
+    assert xrlflow.saturate(graph).report.stop_reason == "saturated"
     result = xrlflow.optimize(graph, **ROOFLINE)
     assert result.improved
     text, arrays = write(result.graph)
