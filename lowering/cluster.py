@@ -14,11 +14,13 @@ import numpy as np
 from ..egraph.graph import Attributes, GraphBuilder, TensorType, TupleType, Type, Weight
 from ..egraph.operators import core
 from ..egraph.space import SearchSpace
-from .single import NotSingle, constant_array, kernel_of, known_type, small_weight, versions
+from .single import NotSingle, alone, constant_array, kernel_of, known_type, small_weight
 from .spread import SENSITIVE, Spread, spread_of
 
 if TYPE_CHECKING:
     import onnx
+
+    from .relax_program import RelaxModel
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,13 @@ def number_of(space: SearchSpace, c: int, depth: int = 8) -> float | None:
     return None
 
 
-def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: int = 1) -> onnx.ModelProto:
-    """The cluster as an ONNX model in the opset of the space's graph.
+def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: int = 1) -> onnx.ModelProto | RelaxModel:
+    """The cluster as a model of its own (`single.alone`).
 
     Constants are initializers with random content (small ones of opaque operators keep theirs); all else is an input.
     copies: how often it is there, each time with constants of its own, so that running it once reads as much memory.
     Raises `NotSingle` where no content is known to be valid.
     """
-    from .onnx_writer import to_onnx
-
     rng = np.random.default_rng(seed)
     g = GraphBuilder()
     inputs = {
@@ -173,7 +173,7 @@ def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: i
             outputs |= {f"y{copy}_{k}": g.get(made[-1], k) for k in range(len(output.items))}
         else:
             outputs[f"y{copy}"] = made[-1]
-    return to_onnx(g.build(outputs, versions(space.graph.source)))
+    return alone(g, outputs, space.graph)
 
 
 def _constants(

@@ -50,6 +50,19 @@ def from_graph(graph: Graph) -> Any:
 
     Raises `NotInRelax` for operators that Relax has not.
     """
+    return _of_inputs(graph, graph.source if isinstance(graph.source, RelaxSource) else None).module
+
+
+def of_region(graph: Graph, region: Graph) -> RelaxModel:
+    """Operators of a region, opaque ones among them, put together anew, as a program. Raises `NotInRelax`."""
+    assert isinstance(region.source, RelaxSource)
+    found = _of_inputs(graph, region.source)
+    _ = found.module
+    return found
+
+
+def _of_inputs(graph: Graph, region: RelaxSource | None) -> RelaxModel:
+    """A graph as a program of its inputs. region: where it is from, if that is Relax; else it is ONNX's."""
     from tvm import relax
     from tvm import tirx as tir
 
@@ -66,9 +79,11 @@ def from_graph(graph: Graph) -> Any:
     }
     if len(leaves) < len(kinds):
         raise NotInRelax("an input that is no tensor")
-    wrapped = not isinstance(graph.source, RelaxSource)
-    plain = spelled_out(graph.with_source(RelaxSource(extents, leaves)), WRITTEN.__contains__, wrapped)
-    return RelaxModel(fold_constants(plain)).module
+    source = RelaxSource(extents, leaves)
+    if region is not None:
+        source.opaques, source.module = region.opaques, region.module
+    plain = spelled_out(graph.with_source(source), WRITTEN.__contains__, wrapped=region is None)
+    return RelaxModel(fold_constants(plain))
 
 
 class RelaxSession:
@@ -120,8 +135,9 @@ def _program(graph: Graph) -> Any:
         for k, t in enumerate(outputs) if isinstance(t, TensorType)
     ]  # fmt: skip
     inner = RelaxSource(
-        source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module
-    )
+        source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module,
+        source.stacks,
+    )  # fmt: skip
     ordered = [params[name] for name in graph.input_names]
     bindings = write_region(graph.with_source(inner), source.module, ordered)
     results = [var for var, _ in targets]

@@ -21,6 +21,7 @@ from .onnx_tensor import numpy_dtype
 from .relax_dimensions import Extents
 from .relax_operators import READ, Call, NotCore
 from .relax_source import RelaxSource, Template, Value, Whole
+from .tvm_module import tvm
 
 IMPURE = ("print", "assert_op", "call_inplace_packed", "call_tir_inplace", "multinomial_from_uniform", "dropout")
 """In the names of operators whose calls are never merged with others."""
@@ -87,18 +88,19 @@ class _Reader:
         return self.builder.build(outputs, self.source)
 
     def _uses(self) -> None:
-        """Note which parts of tuple-valued variables are read."""
+        """Note which parts of tuple-valued variables are read, by what is read itself: importers take all parts."""
         from tvm import relax
 
-        for binding in self.bindings:
+        for var in self.read_after:
+            self.used.setdefault(var, set()).update(range(64))
+        for binding in reversed(self.bindings):
             value = getattr(binding, "value", None)
             if isinstance(value, relax.TupleGetItem) and isinstance(value.tuple_value, relax.Var):
-                self.used.setdefault(value.tuple_value, set()).add(int(value.index))
+                if binding.var in self.used:
+                    self.used.setdefault(value.tuple_value, set()).add(int(value.index))
             else:
                 for var in variables(value):
                     self.used.setdefault(var, set()).update(range(64))
-        for var in self.read_after:
-            self.used.setdefault(var, set()).update(range(64))
 
     def _parts(self, whole: Whole) -> tuple[Value, ...]:
         return tuple(self.builder.get(whole.node, k) for k in range(whole.parts))
@@ -133,6 +135,8 @@ class _Reader:
             reader = READ.get(name.removeprefix("relax."))
             if name == "relax.rsqrt":
                 return self._rsqrt(var, expr)
+            if name == "relax.stack":
+                return self._stack(var, expr)
             if name.removeprefix("relax.") in FILLED and (known := self._filled(var, expr)) is not None:
                 return known
             if reader is not None:
@@ -291,6 +295,29 @@ class _Reader:
         root = self.builder.add("Sqrt", nodes, (), kind, (self._fresh(f"{name}:root"),))
         return self.builder.add("Reciprocal", (root,), (), kind, (name,))
 
+    def _stack(self, var: Any, expr: Any) -> Value:
+        """Tensors along a new axis are concatenated along it; the writer makes one call of it again."""
+        from tvm import relax
+
+        kind = self.source.extents.tensor_type(var.ty)
+        nodes, _ = self._template(expr)
+        known = [self.builder.nodes[i].type for i in nodes]
+        if not isinstance(expr.args[0], relax.Tuple) or kind.shape is None or len(set(known)) != 1:
+            return self._opaque(var, expr)
+        axis = int(expr.attrs.axis) % len(kind.shape)
+        shape = (*kind.shape[:axis], 1, *kind.shape[axis + 1 :])
+        name = self._fresh(var.name)
+        try:
+            parts = [
+                self.builder.op("Reshape", i, names=(self._fresh(f"{name}:part{k}"),), shape=shape)
+                for k, i in enumerate(nodes)
+            ]
+            found = self.builder.op("Concat", *parts, names=(name,), axis=axis)
+        except IllTyped:
+            return self._opaque(var, expr)
+        self.source.stacks[self.builder.nodes[found].names[0]] = int(expr.attrs.axis)
+        return found
+
     def _opaque(self, var: Any, expr: Any) -> Value:
         from tvm import relax
 
@@ -317,15 +344,29 @@ class _Reader:
         return self.builder.add(f"::{label}", nodes, attrs, items[0], (self._fresh(var.name),))
 
     def _digest(self, fill: Template, nodes: Sequence[int]) -> str:
-        """What tells an opaque expression from others: its text, with the slots numbered, and their types."""
+        """What tells an opaque expression from others: its text, with the slots numbered, their types, and what the
+        functions that it calls are, since kernels are remembered by this from one module to the next."""
         from tvm import relax
 
         slots = [relax.Var(f"slot{k}", relax.ObjectType()) for k in range(len(nodes))]
         filled = fill(slots)
         symbols = [self.source.extents.symbols.get(v, v.name) for v in relax.analysis.free_symbolic_vars(filled)]
         kinds = [str(self.builder.nodes[i].type) for i in nodes]
-        text = f"{filled.script(show_meta=True)}|{symbols}|{kinds}"
+        text = f"2|{filled.script(show_meta=True)}|{symbols}|{kinds}|{self._called(filled)}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _called(self, expr: Any) -> list[tuple[str, int]]:
+        """The functions that an expression calls, and those that these call, with hashes of what they are."""
+        import tvm_ffi
+
+        module, found, todo = self.source.module, dict[str, int](), functions(expr)
+        while todo:
+            var = todo.pop()
+            if module is None or var.name_hint in found or var not in module.functions:
+                continue
+            found[var.name_hint] = int(tvm_ffi.structural_hash(module[var], map_free_vars=True))
+            todo += functions(module[var])
+        return sorted(found.items())
 
 
 def _part(fill: Template, k: int) -> Template:
@@ -375,6 +416,21 @@ def variables(expr: Any) -> set[Any]:
             found.add(e)
 
     if expr is not None:
+        relax.analysis.post_order_visit(expr, visit)
+    return found
+
+
+def functions(expr: Any) -> list[Any]:
+    """The functions of a module that an expression, or one of its functions, calls; tensor programs call none."""
+    from tvm import relax, tirx
+
+    found: list[Any] = []
+
+    def visit(e: Any) -> None:
+        if isinstance(e, tvm().ir.GlobalVar):
+            found.append(e)
+
+    if not isinstance(expr, tirx.PrimFunc):
         relax.analysis.post_order_visit(expr, visit)
     return found
 

@@ -34,7 +34,8 @@ class RelaxSource:
     extents: its symbols. leaves: by an input's name, the expression outside. constants: by a weight's digest, the
     constant. opaques: by digest, opaque expressions. spellings: how the region spells core operators, by operator,
     attributes and operand types, and by these and the value's name. outputs: the variables that are read after it, and
-    the numbers of the outputs that each is made of. module: the one that it is of.
+    the numbers of the outputs that each is made of. module: the one that it is of. stacks: by their
+    names, concatenations that the region writes as `stack`, with the axis as it is written.
     """
 
     extents: Extents
@@ -44,6 +45,7 @@ class RelaxSource:
     spellings: dict[tuple[Any, ...], Template] = field(default_factory=dict)
     outputs: list[tuple[Any, Value]] = field(default_factory=list)
     module: Any = None
+    stacks: dict[str, int] = field(default_factory=dict)
 
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator."""

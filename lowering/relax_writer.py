@@ -48,19 +48,19 @@ class _Writer:
         self.graph, self.source, self.builder = graph, graph.source, builder
         self.made: list[Any] = []
         self.values: dict[int, Any] = {}
-        self.readers: dict[int, set[str]] = {}
-        """The operators that read each node."""
+        self.readers: dict[int, set[int]] = {}
+        """The nodes that read each node."""
         for i in graph.live:
             for k in graph.nodes[i].inputs:
-                self.readers.setdefault(k, set()).add(graph.nodes[i].op)
+                self.readers.setdefault(k, set()).add(i)
 
     def bindings(self) -> list[Any]:
         targets = self._targets()
         bound = set()
         for i in self.graph.live:
             node = self.graph.nodes[i]
-            if node.op == "Sqrt" and self._only_inverted(i):
-                continue  # written by its reader
+            if self._part_of_reader(i):
+                continue
             var = targets.get(i)
             self.values[i] = self._bound(node, self._expression(i, node), var)
             if var is not None and self.values[i] is var:
@@ -92,9 +92,30 @@ class _Writer:
         assert isinstance(value, tuple)  # as the reader leaves them
         return relax.Tuple([self._whole(v) for v in value])
 
-    def _only_inverted(self, i: int) -> bool:
-        """Whether the reciprocal is all that is read of a root: both are one call then."""
-        return self.readers.get(i) == {"Reciprocal"} and i not in self.graph.outputs
+    def _part_of_reader(self, i: int) -> bool:
+        """Whether a node is written by all that read it: roots by reciprocals, new axes by stacks."""
+        node, readers = self.graph.nodes[i], self.readers.get(i)
+        if node.op not in ("Sqrt", "Reshape") or not readers or i in self.graph.outputs:
+            return False
+        if node.op == "Sqrt":
+            return all(self.graph.nodes[k].op == "Reciprocal" for k in readers)
+        return all(map(self._stack, readers))
+
+    def _stack(self, i: int) -> bool:
+        """Whether a node is a concatenation that the region writes as a stack, of tensors that get a new axis."""
+        node = self.graph.nodes[i]
+        if node.op != "Concat" or "".join(node.names[:1]) not in self.source.stacks:
+            return False
+        axis = node.attrs["axis"]
+        for k in node.inputs:
+            part = self.graph.nodes[k]
+            known = self.graph.nodes[part.inputs[0]].type if part.op == "Reshape" else None
+            shape = part.type.shape if isinstance(part.type, TensorType) else None
+            if shape is None or not isinstance(known, TensorType) or known.shape is None:
+                return False
+            if (*known.shape[:axis], 1, *known.shape[axis:]) != shape:
+                return False
+        return True
 
     def _bound(self, node: Node, expr: Any, var: Any) -> Any:
         """A variable bound to an expression; leaves need none."""
@@ -144,6 +165,9 @@ class _Writer:
             return relax.TupleGetItem(self.values[node.inputs[0]], int(node.attrs["index"]))
         if node.op == "Reciprocal" and node.inputs[0] not in self.values:
             return relax.op.rsqrt(self.values[self.graph.nodes[node.inputs[0]].inputs[0]])
+        if self._stack(i):
+            parts = [self.values[self.graph.nodes[k].inputs[0]] for k in node.inputs]
+            return relax.op.stack(parts, self.source.stacks[node.names[0]])
         operands = [self.values[k] for k in node.inputs]
         if node.opaque:
             if str(node.attrs["proto"]) not in self.source.opaques:

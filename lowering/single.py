@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..egraph.graph import SMALL, Attributes, GraphBuilder, TensorType, TupleType, Type, Weight
+from ..egraph.graph import SMALL, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight
 from ..egraph.operators import IllTyped, core, infer
 from ..egraph.space import SearchSpace
+from .onnx_tensor import OnnxSource
 
 if TYPE_CHECKING:
     import onnx
 
+    from .relax_program import RelaxModel
     from .spread import Spread
 
 
@@ -90,14 +92,12 @@ def small_weight(space: SearchSpace, c: int) -> Weight | None:
     return None
 
 
-def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.ModelProto:
-    """The kernel as an ONNX model in the opset of the space's graph.
+def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.ModelProto | RelaxModel:
+    """The kernel as a model of its own (`alone`).
 
     Constants are initializers with random content (small ones of opaque operators keep theirs: they may be axes);
     everything else is an input. Raises `NotSingle` where no content is known to be valid.
     """
-    from .onnx_writer import to_onnx
-
     rng = np.random.default_rng(seed)
     g = GraphBuilder()
     operands = []
@@ -119,7 +119,23 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
         outputs = {f"y{k}": g.get(node, k) for k in range(len(kernel.output.items))}
     else:
         outputs = {"y": node}
-    return to_onnx(g.build(outputs, versions(space.graph.source)))
+    return alone(g, outputs, space.graph)
+
+
+def alone(kernel: GraphBuilder, outputs: dict[str, int], graph: Graph) -> onnx.ModelProto | RelaxModel:
+    """A kernel of a graph as a model of its own: in the opset of the graph, or a Relax module if it holds an opaque
+    operator of Relax, which ONNX has not.
+
+    Raises `ValueError` where it cannot be one.
+    """
+    from .onnx_writer import to_onnx
+    from .relax_source import RelaxSource
+
+    if kernel.opaques and isinstance(graph.source, RelaxSource):
+        from .relax_program import of_region
+
+        return of_region(kernel.build(outputs), graph)
+    return to_onnx(kernel.build(outputs, versions(graph.source)))
 
 
 def constant_array(rng: np.random.Generator, kind: TensorType, op: str, spread: Spread | None = None) -> np.ndarray:
@@ -146,8 +162,6 @@ def constant_array(rng: np.random.Generator, kind: TensorType, op: str, spread: 
 
 def versions(source: Any) -> Any:
     """The source's opsets and functions, without its inputs, outputs and metadata."""
-    from .onnx_tensor import OnnxSource
-
     if not isinstance(source, OnnxSource):
         return None
     skeleton = type(source.skeleton)()

@@ -133,7 +133,7 @@ def tune(
 
 def _plan(tasks: list[Task], trials: int) -> list[int]:
     """Trials for each task: proportional to the root of its share, between the least that counts and twice the mean."""
-    if trials <= 0:
+    if trials <= 0 or not tasks:  # a module that calls the runtime's own functions has none
         return [0] * len(tasks)
     roots = [sqrt(t.share) for t in tasks]
     mean = trials * len(tasks) / sum(roots)

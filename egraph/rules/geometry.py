@@ -49,6 +49,41 @@ def _concat_of_slices(count: int) -> Rule:
     )
 
 
+def _reduction_of_stack(reduction: str, op: str) -> Rule:
+    return Rule(
+        f"{op.lower()}-of-stacked",
+        f"{reduction}(Concat(*xs, axis=k), axes=a, keepdims=h)",
+        f"""
+ps = [Reshape(x, shape=[*x.shape[:k], *([1] if h else []), *x.shape[k + 1:]]) for x in xs]
+root = ps[0]
+for p in ps[1:]: root = {op}(root, p)
+""",
+        where=[
+            Guard(
+                "a == (k,)",
+                "the reduction must be along the axis of the concatenation",
+                counter={"xs": [T(1, 3), T(1, 3)], "k": 0, "a": (1,), "h": 0},
+            ),
+            Guard(
+                "all(one(x.shape[k]) for x in xs)",
+                "each tensor must have one element along that axis",
+                counter={"xs": [T(2, 3), T(1, 3)], "k": 0, "a": (0,), "h": 0},
+            ),
+            Guard(
+                "len(xs) <= 8",
+                "long chains are no gain",
+                kind="growth",
+                counter={"xs": [T(1, 3)] * 9, "k": 0, "a": (0,), "h": 0},
+            ),
+        ],
+        examples=[
+            {"xs": [T(1, 2, 3), T(1, 2, 3)], "k": 0, "a": (0,), "h": 0},
+            {"xs": [T(5, 1, 3), T(5, 1, 3), T(5, 1, 3)], "k": 1, "a": (1,), "h": 1},
+        ],
+        source="sums of several operands as TVM's ONNX importer writes them",
+    )
+
+
 RULES = [
     Rule(
         "concat-of-concat",
@@ -219,6 +254,7 @@ root = Reshape(Slice(x, axes=[k], starts=[i], ends=[i + c.elements]), shape=[*x.
         ],
         source="the class token of a vision transformer, the first token of a pooler",
     ),
+    *map(_reduction_of_stack, ("ReduceSum", "ReduceMax", "ReduceMin"), ("Add", "Max", "Min")),
     Rule(
         "expand-identity",
         "Expand(x, shape=n)",
