@@ -235,11 +235,17 @@ class TermGraph:
         return self.add("Weight", attributes(digest=weight.digest), (), weight.type)
 
     def insert(self, graph: Graph) -> list[int]:
-        """Add every node of `graph`; returns the key of each."""
+        """Add every node of `graph`; returns the key of each.
+
+        An opaque operator whose result is told (attribute `known`, a weight's digest) is that weight.
+        """
         keys: list[int] = []
         self.weights.update(graph.weights)
         for node in graph.nodes:
-            keys.append(self.add(node.op, node.attributes, [keys[i] for i in node.inputs], node.type))
+            if node.opaque and "known" in node.attrs:
+                keys.append(self.weight(graph.weights[str(node.attrs["known"])]))
+            else:
+                keys.append(self.add(node.op, node.attributes, [keys[i] for i in node.inputs], node.type))
         return keys
 
     def attrs(self, key: int) -> dict[str, Any]:

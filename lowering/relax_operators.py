@@ -253,9 +253,20 @@ def _pad(call: Call) -> Core:
 
 
 def _take(call: Call) -> Core:
-    if call.attrs["axis"] is None or str(call.attrs["mode"]) != "fast":  # the others say what an index outside means
-        raise NotCore("a flat tensor is indexed, or indices may lie outside")
+    if call.attrs["axis"] is None:
+        raise NotCore("a flat tensor is indexed")
+    if str(call.attrs["mode"]) != "fast" and not _inside(call.args[1], call.shape()[call.axis()]):
+        raise NotCore("indices may lie outside")  # the other modes say what is there
     return Core("Gather", {"axis": call.axis()})
+
+
+def _inside(indices: Any, extent: Dimension) -> bool:
+    """Whether indices are constants of which none is outside an axis or counts from its end."""
+    value = getattr(indices, "value", None)
+    if not hasattr(value, "numpy") or not isinstance(extent, int):
+        return False
+    array = value.numpy()
+    return bool(array.size and array.min() >= 0 and array.max() < extent)
 
 
 def _ints(values: Any) -> list[int]:

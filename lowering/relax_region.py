@@ -327,6 +327,11 @@ class _Reader:
         digest, extra = self._digest(fill, nodes), {}
         if any(part in label for part in IMPURE):
             extra["unique"] = len(self.builder.nodes)
+        extents = _extents(expr)
+        if extents is not None:
+            weight = Weight.of(np.array(extents, np.int64))
+            self.builder.weight(weight)
+            extra["known"] = weight.digest
         self.source.opaques[digest] = fill
         # everyone takes this for an operator that nothing is known of
         self.builder.opaques.setdefault(digest, NodeProto(op_type=label, name=digest).SerializeToString())
@@ -373,6 +378,18 @@ def _part(fill: Template, k: int) -> Template:
     from tvm import relax
 
     return lambda xs: relax.TupleGetItem(fill(xs), k)
+
+
+def _extents(expr: Any) -> list[int] | None:
+    """What a shape as a tensor holds, if that is known; importers ask for extents that they could tell."""
+    from tvm import relax
+
+    if str(getattr(getattr(expr, "op", None), "name", "")) != "relax.shape_to_tensor":
+        return None
+    kind = expr.args[0].ty
+    values = kind.values if isinstance(kind, relax.ShapeType) else None
+    found = [getattr(v, "value", None) for v in values or ()]
+    return [int(v) for v in found if v is not None] if values is not None and None not in found else None
 
 
 def _label(expr: Any) -> str:

@@ -77,6 +77,20 @@ def test_parts_that_nobody_reads():
     assert opaque(text) == {}
 
 
+@pytest.mark.parametrize("mode", ["fast", "clip", "wrap"])
+@pytest.mark.parametrize(("indices", "core"), [("[0, 4]", True), ("[0, 5]", False), ("[-1, 2]", False)])
+def test_indices_that_lie_inside_mean_the_same_in_every_mode(mode, indices, core):
+    text = f"""
+@R.function
+def main(x: R.Tensor((5, 3), "float32")):
+    with R.dataflow():
+        y = R.take(x, R.const({indices}, "int64"), axis=0, mode="{mode}")
+        R.output(y)
+    return y
+"""
+    assert opaque(text) == ({} if core or mode == "fast" else {"relax.take": 1})
+
+
 def test_functions_are_told_apart_by_what_they_compute():
     """Kernels are remembered from one module to the next, where a function of the same name may be another."""
     text = MODULES["call_tir"]

@@ -129,6 +129,25 @@ def test_what_is_opaque_is_written_back_and_calls_what_it_called():
     np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-5, atol=1e-6)
 
 
+def test_extents_that_importers_ask_for_are_known():
+    """An index that may count from the end, as TVM's ONNX importer makes it one that does not."""
+    before = """
+            t = R.shape_to_tensor(R.shape_of(x))
+            n = R.take(t, R.const(0, "int64"), axis=0, mode="wrap")
+            k = R.const([-1, 1, -3, 0], "int64")
+            i = R.where(R.less(k, R.const(0, "int64")), R.add(k, n), k)
+            z = R.take(x, i, axis=0, mode="fast")
+"""
+    module = merging(before=before, reads="z")
+    found = Optimize(**QUICK)(module)
+    assert calls(module).count("relax.shape_to_tensor") == calls(module).count("Where") == 1
+    assert not {"relax.shape_to_tensor", "relax.shape_of", "Where", "Less"}.intersection(calls(found))
+    assert calls(found).count("Gather") == 1
+    np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-5, atol=1e-6)
+    symbolic = Optimize(**QUICK)(merging(before=before, reads="z", batch='"n"'))
+    assert calls(symbolic).count("relax.shape_to_tensor") == 1
+
+
 def test_symbolic_extents_stay_symbolic():
     module = merging(batch='"n"')
     found = Optimize(**QUICK)(module)
