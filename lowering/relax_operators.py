@@ -262,7 +262,7 @@ def _take(call: Call) -> Core:
 
 def _inside(indices: Any, extent: Dimension) -> bool:
     """Whether indices are constants of which none is outside an axis or counts from its end."""
-    value = getattr(indices, "value", None)
+    value: Any = getattr(indices, "value", None)
     if not hasattr(value, "numpy") or not isinstance(extent, int):
         return False
     array = value.numpy()

@@ -324,7 +324,8 @@ class _Reader:
         nodes, fill = self._template(expr)
         label = str(getattr(getattr(expr, "op", None), "name", None) or _label(expr))
         kind = var.ty if untyped(expr) else expr.ty
-        digest, extra = self._digest(fill, nodes), {}
+        digest = self._digest(fill, nodes)
+        extra: dict[str, Any] = {}
         if any(part in label for part in IMPURE):
             extra["unique"] = len(self.builder.nodes)
         extents = _extents(expr)

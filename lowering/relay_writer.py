@@ -28,6 +28,7 @@ from .relay_text import (
     TensorKind,
     Text,
     Tuple,
+    TupleKind,
     parts,
     printed,
 )
@@ -163,7 +164,8 @@ class _Writer:
                 if self.graph.nodes[i].op != "Transpose":
                     self.expr(i)
             found = [self.expr(i) for i in outputs]
-            one = len(found) == 1 and not isinstance(self.source.function.result, Tuple)
+            known = self.source.function
+            one = len(found) == 1 and not isinstance(known.result, Tuple) and not isinstance(known.returns, TupleKind)
             result = found[0] if one else Tuple(tuple(found))
         return self._text(result)
 
@@ -317,7 +319,8 @@ class _Writer:
                 params.append((name, _kind(weights[self.params[name]].type)))
             elif name in self.names:
                 params.append((self.names[name], kinds.get(name) or _kind(inputs[name].type)))
-        function = Function("main", tuple(params), tuple(made), result, self.source.function.attrs)
+        known = self.source.function
+        function = Function("main", tuple(params), tuple(made), result, known.attrs, known.returns)
         metadata = written_metadata([np.asarray(weights[d].load()) for d in self.constants])
         text = printed(Text((function, *self.source.others), metadata))
         arrays = {name: np.asarray(weights[d].load()) for name, d in self.params.items()}

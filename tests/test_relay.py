@@ -1,6 +1,7 @@
 """Relay text and parameters: recorded modules compute what TVM 0.15 recorded, come back equal, and can be moved on."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_a_module_computes_what_tvm_recorded_and_comes_back_equal(path):
         kept = read_params(arrays)
         assert all(np.array_equal(known[name], kept[name]) for name in kept)
         assert {name for name, _ in after.functions[0].params} == {*x, *kept}
+
+
+def test_a_module_is_written_as_tvm_prints_it(path):
+    """Letter by letter, comments and the metadata's numbering left out: what TVM prints, TVM parses."""
+    text, _ = write(read(path, params_of(path)))
+    plain = re.sub(r" ?/\*.*?\*/|#\[metadata\].*", "", path.read_text(), flags=re.DOTALL)
+    assert text.split("#[metadata]")[0].split("\n") == [line.rstrip() for line in plain.split("\n")]
 
 
 def test_an_optimised_module_computes_the_same(path):
