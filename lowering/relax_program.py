@@ -19,13 +19,17 @@ from .relax_source import RelaxSource, Value
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import compile_module, fuse, tvm, tvm_target
 
+OUTSIDE = 3
+"""Extents that a region reads from outside, while it is verified."""
+
 
 @dataclass
 class RelaxModel:
     """A graph that was read from Relax, as a module whose function "main" takes its inputs and gives its outputs.
 
-    schedules: folder of tuned schedules to run it with; without them it is many times slower. Raises `NotInRelax` if
-    the region reads what no caller of such a function could give it: shapes from outside.
+    schedules: folder of tuned schedules to run it with; without them it is many times slower. Where the region reads
+    extents from outside that none of its inputs has, "main" has a further parameter, a tensor of these extents. Raises
+    `NotInRelax` if the region reads what no caller of such a function could give it.
     """
 
     graph: Graph
@@ -101,14 +105,21 @@ class RelaxSession:
             known = recorded(fused, target, model.schedules)
         executable = compile_module(fused, target, known)
         self.vm = relax.VirtualMachine(executable, tvm().cpu())
+        self.further = _further(model.module, model.graph)
         self.inputs = list(model.graph.input_names)
         self.outputs = list(model.graph.output_names)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         tensors = [_tensor(inputs[name]) for name in self.inputs]
+        tensors += [_tensor(np.zeros([OUTSIDE] * rank, bool)) for rank in self.further]
         found = self.vm["main"](*tensors)
         parts = [found] if hasattr(found, "numpy") else list(found)
         return [part.numpy() for part in parts]
+
+
+def _further(module: Any, graph: Graph) -> list[int]:
+    """Ranks of the parameters that no input of the graph is for."""
+    return [len(p.ty.shape.values) for p in module["main"].params[len(graph.input_names) :]]
 
 
 def _tensor(array: Any) -> Any:
@@ -142,10 +153,16 @@ def _program(graph: Graph) -> Any:
     bindings = write_region(graph.with_source(inner), source.module, ordered)
     results = [var for var, _ in targets]
     free = set().union(*(variables(b.value) for b in bindings)) - {b.var for b in bindings} - set(ordered)
-    if free:
-        raise NotInRelax(f"a region that reads {min(v.name for v in free)}, which is no tensor, from outside")
+    shapes = {v: relax.ShapeExpr(v.ty.values) for v in free if getattr(v.ty, "values", None) is not None}
+    if len(shapes) < len(free):
+        raise NotInRelax(f"a region that reads {min(v.name for v in free - set(shapes))}, which is no tensor")
     body: Any = results[0] if len(results) == 1 else relax.Tuple(results)
-    function = relax.Function(ordered, relax.SeqExpr([relax.DataflowBlock(bindings)], body), body.ty, True)
+    block = relax.SeqExpr([relax.DataflowBlock(bindings)], body)
+    function = relax.Function([*ordered, *shapes], block, body.ty, True).bind_params(shapes)
+    unknown = relax.analysis.free_symbolic_vars(function)
+    if unknown:
+        extents = relax.Var("extents", relax.TensorType(unknown, "bool"))
+        function = relax.Function([*function.params, extents], function.body, function.ret_ty, True)
     function = function.with_attr("global_symbol", "main")
     if source.module is None:
         module = tvm().IRModule({})

@@ -221,6 +221,46 @@ class Module:
     assert "nested tuple" in account(found)["left"][0]
 
 
+@pytest.mark.parametrize("extents", ["(n, m)", "s"], ids=["numbers", "shape"])
+def test_extents_from_outside(extents):
+    """A region may read extents that no tensor has: from a parameter that is a shape."""
+    text = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def main(
+        x: R.Tensor(("n", 16), "float32"), w: R.Tensor((16, 16), "float32"), v: R.Tensor((16, 16), "float32"),
+        s: R.Shape(["n", "m"]),
+    ):
+        n = T.int64()
+        m = T.int64()
+        with R.dataflow():
+            a = R.matmul(R.permute_dims(R.permute_dims(R.matmul(x, w))), v)
+            b = R.broadcast_to(R.sum(a, axis=[1], keepdims=True), {extents})
+            R.output(a, b)
+        return (a, b)
+"""
+    from tvm import relax
+
+    module = tvm.script.from_source(text)
+    found = Optimize(**QUICK)(module)
+    assert account(found)["regions"][0]["improved"]
+    assert account(found)["regions"][0]["verification"]["judge"] == "TVM"
+    assert calls(module).count("Transpose") == 2
+    assert "Transpose" not in calls(found)
+    if extents == "s":
+        return  # TVM itself cannot compile that
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype("float32") for shape in ((5, 16), (16, 16), (16, 16))]
+    target, results = tvm_module.tvm_target("llvm"), []
+    for side in (module, found):
+        vm = relax.VirtualMachine(tvm_module.compile_module(tvm_module.fuse(side, target), target), tvm.cpu())
+        args = [tvm.runtime.tensor(a, tvm.cpu()) for a in arrays]
+        results.append([y.numpy() for y in vm["main"](*args, tvm.runtime.ShapeTuple([5, 7]))])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_what_others_match_as_it_stands_is_left_alone():
     text = """
 @I.ir_module
