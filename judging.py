@@ -72,11 +72,8 @@ class Judge:
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
-        if self.run.target.kind == "llvm" and not self.run.target.tracker and hasattr(model, "schedules"):
-            from .cost.database import Database
-
-            # verified as it will be run, and so in a time that can be borne
-            original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
+        if hasattr(model, "session"):
+            self._prepare(original, model)
         if not self.verified(original, model, found, result):
             return
         if self.run.target.measured:
@@ -86,6 +83,16 @@ class Judge:
                 result.stop(f"not measured faster ({why}): the original is returned")
                 return
         result.accept(optimized, None if isinstance(model, Path) else model)
+
+    def _prepare(self, original: Any, model: Any) -> None:
+        """Say how programs of regions are run to be verified."""
+        from .cost.apart import Apart
+        from .cost.database import Database
+
+        original.runs = model.runs = Apart().session
+        if self.run.target.kind == "llvm" and not self.run.target.tracker:
+            # as they will be run, and so in a time that can be borne
+            original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
 
     def confirmed(self, original: Any, model: Any, result: Result) -> Verdict:
         """The verdict over all measuring points: faster at one of them at least, and slower at none."""

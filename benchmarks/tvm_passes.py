@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,9 @@ def main(
 """,
 }  # fmt: skip
 
+TRIES = 5
+"""How often TVM's passes are run where they find something, each time on a module that is made anew."""
+
 MODELS = ("bert", "vit", "gpt2", "llama", "t5", "squeezenet", "resnet50-paper", "inception-v3-paper", "nasrnn-paper")
 
 
@@ -151,10 +155,18 @@ def passes() -> dict[str, Callable[[], Any]]:
     return {name: getattr(t, name) for name in names}
 
 
-def example(text: str) -> Any:
-    """The module of an example."""
+Side = tuple[Any, dict[str, Any], Any]
+"""A module with its weights as parameters, their values, and the module with them as constants."""
+
+
+def example(text: str) -> Side:
+    """An example, its weights drawn."""
+    from tvm import relax
+
     source = "@I.ir_module\nclass Module:\n    @R.function\n" + textwrap.indent(text.strip("\n"), "    ")
-    return tvm().script.from_source(source)
+    module = tvm().script.from_source(source)
+    values = drawn(module)
+    return module, values, relax.transform.BindParams("main", values)(module)
 
 
 def drawn(module: Any) -> dict[str, Any]:
@@ -167,15 +179,15 @@ def drawn(module: Any) -> dict[str, Any]:
     }
 
 
-def imported(name: str) -> tuple[Any, dict[str, Any]]:
-    """A model of the zoo with its weights as parameters, and their values."""
+def imported(name: str) -> Side:
+    """A model of the zoo."""
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
     module, values = relax.frontend.detach_params(from_onnx(build(name), keep_params_in_input=True))
     arrays = values["main"]
     names = [str(p.name) for p in module["main"].params][-len(arrays) :]
-    return module, dict(zip(names, arrays, strict=True))
+    return module, dict(zip(names, arrays, strict=True)), import_onnx(build(name))
 
 
 def told(module: Any) -> dict[str, Any]:
@@ -197,26 +209,33 @@ def told(module: Any) -> dict[str, Any]:
     return {"operators": operators, "us": 1e3 * ms}
 
 
-def examined(name: str, given: Any, values: dict[str, Any], module: Any = None) -> dict[str, Any]:
-    """What each pass, and ours, make of a module, some of whose parameters are constants; `module` has them as such."""
+def theirs(make: Callable[[], Any], given: Any, values: dict[str, Any], module: Any) -> dict[str, Any]:
+    """What a pass of TVM makes of a module; some look for parameters, some for constants: the better of both counts."""
     from tvm import relax
 
     bound: Any = relax.transform.BindParams("main", values)
-    module = bound(given) if module is None else module
+    found: list[dict[str, Any]] = []
+    for late in (False, True):
+        try:
+            with tvm_target("llvm"):
+                found.append(told(bound(make()(given)) if late else make()(module)))
+        except Exception as error:  # noqa: BLE001 (what TVM raises where a pass does not apply)
+            failure = {"error": str(error).splitlines()[0][:120]}
+    return min(found, key=lambda f: f["us"]) if found else failure
+
+
+def examined(name: str, source: Callable[[], Side]) -> dict[str, Any]:
+    """What each pass, and ours, make of what `source` makes."""
+    given, values, module = source()
     record: dict[str, Any] = {"name": name, "before": told(module), "after": {}}
     wanted = name.partition(",")[0]
     for label, make in passes().items():
         if wanted in passes() and label != wanted:
             continue
-        # Some passes look for parameters, some for constants: the better of both counts.
-        found: list[dict[str, Any]] = []
-        for late in (False, True):
-            try:
-                with tvm_target("llvm"):
-                    found.append(told(bound(make()(given)) if late else make()(module)))
-            except Exception as error:  # noqa: BLE001 (what TVM raises where a pass does not apply)
-                failure = {"error": str(error).splitlines()[0][:120]}
-        record["after"][label] = min(found, key=lambda f: f["us"]) if found else failure
+        found = [theirs(make, given, values, module)]
+        if found[0] != record["before"]:  # what CombineParallelMatmul finds depends on addresses: the best counts
+            found += [theirs(make, *source()) for _ in range(TRIES - 1)]
+        record["after"][label] = min(found, key=lambda f: f.get("us", float("inf")))
     options: dict[str, Any] = {
         "method": "saturation",
         "target": f"roofline:{DEVICE}",
@@ -243,7 +262,8 @@ def report(records: list[dict[str, Any]]) -> str:
         "# TVM's graph rewrites and ours",
         "\n    python benchmarks/tvm_passes.py\n",
         f"{processor()}; {datetime.now(UTC):%Y-%m-%d}; xrlflow {xrlflow.__version__}, apache-tvm {tvm().__version__}.",
-        f"Operators, and µs by fusion:{DEVICE}; constants folded on all sides. Nothing is timed.\n",
+        f"Operators, and µs by fusion:{DEVICE}; constants folded on all sides. Nothing is timed.",
+        f"What CombineParallelMatmul finds depends on addresses: the best of {TRIES} runs counts.\n",
         "An example made for each of TVM's passes:\n",
         "| pass | before | TVM's pass | ours | what is left, TVM's | ours |",
         "|---|--:|--:|--:|---|---|",
@@ -271,10 +291,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     records = []
     for name, text in EXAMPLES.items():
-        records.append(examined(name, example(text), drawn(example(text))))
+        records.append(examined(name, partial(example, text)))
         print(name, summary(records[-1]["before"]), summary(records[-1]["ours"]), records[-1]["after"], flush=True)
     for name in MODELS:
-        records.append(examined(name, *imported(name), import_onnx(build(name))))
+        records.append(examined(name, partial(imported, name)))
         print(name, summary(records[-1]["before"]), summary(records[-1]["ours"]), flush=True)
         write(RESULTS / "tvm_passes.json", json.dumps(records, indent=0))
         write(RESULTS / "tvm_passes.md", report(records))

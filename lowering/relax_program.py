@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,23 +17,23 @@ from .relax_forms import WRITTEN
 from .relax_region import variables
 from .relax_source import RelaxSource, Value
 from .relax_writer import NotInRelax, write_region
-from .tvm_module import compile_module, fuse, tvm, tvm_target
-
-OUTSIDE = 3
-"""Extents that a region reads from outside, while it is verified."""
+from .tvm_module import tvm
+from .tvm_sources import Main
 
 
 @dataclass
 class RelaxModel:
     """A graph that was read from Relax, as a module whose function "main" takes its inputs and gives its outputs.
 
-    schedules: folder of tuned schedules to run it with; without them it is many times slower. Where the region reads
-    extents from outside that none of its inputs has, "main" has a further parameter, a tensor of these extents. Raises
-    `NotInRelax` if the region reads what no caller of such a function could give it.
+    schedules: folder of tuned schedules to run it with; without them it is many times slower. runs: makes a session
+    of it, by default `RelaxSession`. Where the region reads extents from outside that none of its inputs has, "main"
+    has a further parameter, a tensor of these extents. Raises `NotInRelax` if the region reads what no caller of such
+    a function could give it.
     """
 
     graph: Graph
     schedules: Path | None = None
+    runs: Callable[[RelaxModel], Any] | None = None
 
     @cached_property
     def module(self) -> Any:
@@ -44,9 +44,9 @@ class RelaxModel:
         """The module as TVM's JSON."""
         return str(tvm().ir.save_json(self.module)).encode()
 
-    def session(self) -> RelaxSession:
+    def session(self) -> Any:
         """Compiled for this machine's processor."""
-        return RelaxSession(self)
+        return (self.runs or RelaxSession)(self)
 
 
 def from_graph(graph: Graph) -> Any:
@@ -91,41 +91,18 @@ def _of_inputs(graph: Graph, region: RelaxSource | None) -> RelaxModel:
 
 
 class RelaxSession:
-    """A region that TVM runs, one thread, to see what it computes."""
+    """A region that TVM runs to see what it computes, in this process."""
 
     def __init__(self, model: RelaxModel) -> None:
-        from tvm import relax
-
-        target = tvm_target("llvm")
-        fused = fuse(model.module, target)
-        known = None
-        if model.schedules is not None:
-            from .tvm_tasks import recorded
-
-            known = recorded(fused, target, model.schedules)
-        executable = compile_module(fused, target, known)
-        self.vm = relax.VirtualMachine(executable, tvm().cpu())
-        self.further = _further(model.module, model.graph)
+        self.main = Main(model.module, model.schedules)
         self.inputs = list(model.graph.input_names)
         self.outputs = list(model.graph.output_names)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        tensors = [_tensor(inputs[name]) for name in self.inputs]
-        tensors += [_tensor(np.zeros([OUTSIDE] * rank, bool)) for rank in self.further]
-        found = self.vm["main"](*tensors)
-        parts = [found] if hasattr(found, "numpy") else list(found)
-        return [part.numpy() for part in parts]
-
-
-def _further(module: Any, graph: Graph) -> list[int]:
-    """Ranks of the parameters that no input of the graph is for."""
-    return [len(p.ty.shape.values) for p in module["main"].params[len(graph.input_names) :]]
-
-
-def _tensor(array: Any) -> Any:
-    if not isinstance(array, np.ndarray):
-        raise TypeError("inputs that are no tensors")
-    return tvm().runtime.tensor(np.asarray(array, order="C"), tvm().cpu())
+        arrays = [inputs[name] for name in self.inputs]
+        if not all(isinstance(a, np.ndarray) for a in arrays):
+            raise TypeError("inputs that are no tensors")
+        return list(self.main(arrays))
 
 
 def _program(graph: Graph) -> Any:

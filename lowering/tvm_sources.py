@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .tvm_module import InputSpec, import_onnx, input_specs, read_model, tvm
+import numpy as np
+
+from .tvm_module import InputSpec, compile_module, fuse, import_onnx, input_specs, read_model, tvm, tvm_target
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +54,7 @@ def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
     """The module that `RelaxModel.SerializeToString` wrote, symbols bound to extents (1 where none is told)."""
     from tvm import relax
 
-    module = tvm().ir.load_json(data.decode())
+    module = plain_program(data)
     function = module["main"]
     known = {
         v: int((symbols or {}).get(v.name, 1))
@@ -63,6 +65,42 @@ def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
         return module
     module.update_func(module.get_global_var("main"), function.bind_symbolic_vars(known))
     return module
+
+
+def plain_program(data: bytes) -> Any:
+    """The module that `RelaxModel.SerializeToString` wrote."""
+    return tvm().ir.load_json(data.decode())
+
+
+OUTSIDE = 3
+"""Extents that a program reads and none of its inputs has, where nobody says what they are."""
+
+
+class Main:
+    """A module's function "main", compiled for this machine's processor and run by one thread.
+
+    schedules: folder of tuned ones; without them it is many times slower.
+    """
+
+    def __init__(self, module: Any, schedules: Path | None = None) -> None:
+        from tvm import relax
+
+        target = tvm_target("llvm")
+        fused, known = fuse(module, target), None
+        if schedules is not None:
+            from .tvm_tasks import recorded
+
+            known = recorded(fused, target, schedules)
+        self.params = list(module["main"].params)
+        self.machine = relax.VirtualMachine(compile_module(fused, target, known), tvm().cpu())
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs. Parameters beyond the arrays are tensors of extents from outside: their content is not read."""
+        further = [np.zeros([OUTSIDE] * len(p.ty.shape.values), bool) for p in self.params[len(arrays) :]]
+        tensors = [tvm().runtime.tensor(np.asarray(a, order="C"), tvm().cpu()) for a in (*arrays, *further)]
+        found = self.machine["main"](*tensors)
+        parts = [found] if hasattr(found, "numpy") else list(found)
+        return [part.numpy() for part in parts]
 
 
 def program_specs(module: Any) -> list[InputSpec]:

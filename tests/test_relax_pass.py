@@ -200,6 +200,20 @@ def test_a_wrong_program_is_not_taken(monkeypatch):
     assert "verification failed" in account(found)["regions"][0]["outcome"]
 
 
+def test_a_program_that_crashes_is_left_alone():
+    """TVM's lookups read whatever is there, or nothing that may be read."""
+    before = """
+            k = R.multiply(R.astype(R.sum(R.abs(x), axis=[1]), "int64"), R.const(1000000000000, "int64"))
+            z = R.take(x, R.add(k, R.const(1000000000000, "int64")), axis=0, mode="fast")
+"""
+    module = merging(before=before, reads="z")
+    found = Optimize(**QUICK)(module)
+    tvm.ir.assert_structural_equal(module["main"], found["main"])
+    (region,) = account(found)["regions"]
+    assert "the original cannot be run" in region["outcome"]
+    assert "SIGSEGV" in region["outcome"]
+
+
 def test_a_function_that_cannot_be_read_stays_and_is_named():
     text = """
 @I.ir_module
