@@ -30,7 +30,7 @@ class Apart:
     def session(self, model: Any) -> ApartSession:
         """The program of a `RelaxModel`, ready to run. Raises `WorkerError` if it cannot be compiled."""
         number = next(self.numbers)
-        path = Path(self.folder.name, f"{number}.json")
+        path = Path(self.folder.name, f"{number}.program")
         path.write_bytes(model.SerializeToString())
         return ApartSession(self.worker, number, path, model)
 
@@ -71,9 +71,10 @@ _loaded: dict[int, Any] = {}
 
 def load(number: int, path: str, schedules: str | None) -> None:
     """Compile a program."""
-    from ..lowering.tvm_sources import Main, plain_program
+    from ..lowering.relax_file import unpacked
+    from ..lowering.tvm_sources import Main
 
-    _loaded[number] = Main(plain_program(Path(path).read_bytes()), None if schedules is None else Path(schedules))
+    _loaded[number] = Main(unpacked(Path(path)), None if schedules is None else Path(schedules))
 
 
 def run(number: int, arrays: list[np.ndarray]) -> list[np.ndarray]:

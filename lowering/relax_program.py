@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..egraph.graph import UNKNOWN, Graph, TensorType
+from ..egraph.graph import UNKNOWN, Graph, TensorType, attributes
 from .decomposition import spelled_out
 from .relax_dimensions import Extents
+from .relax_file import LARGE, packed, with_weights
 from .relax_forms import WRITTEN
 from .relax_region import variables
 from .relax_source import RelaxSource, Value
@@ -36,13 +37,19 @@ class RelaxModel:
     runs: Callable[[RelaxModel], Any] | None = None
 
     @cached_property
+    def parts(self) -> tuple[Any, dict[str, np.ndarray]]:
+        """The module with large weights as parameters, and these; with the functions that opaque expressions call."""
+        graph, weights = _apart(self.graph)
+        return _program(graph, list(weights)), weights
+
+    @property
     def module(self) -> Any:
-        """The module, with the functions that opaque expressions call."""
-        return _program(self.graph)
+        """The module."""
+        return with_weights(*self.parts)
 
     def SerializeToString(self, deterministic: bool = True) -> bytes:  # noqa: N802 (as protos have it)
-        """The module as TVM's JSON."""
-        return str(tvm().ir.save_json(self.module)).encode()
+        """The module as `relax_file` has it."""
+        return packed(*self.parts)
 
     def session(self) -> Any:
         """Compiled for this machine's processor."""
@@ -61,7 +68,7 @@ def of_region(graph: Graph, region: Graph) -> RelaxModel:
     """Operators of a region, opaque ones among them, put together anew, as a program. Raises `NotInRelax`."""
     assert isinstance(region.source, RelaxSource)
     found = _of_inputs(graph, region.source)
-    _ = found.module
+    _ = found.parts
     return found
 
 
@@ -105,7 +112,33 @@ class RelaxSession:
         return list(self.main(arrays))
 
 
-def _program(graph: Graph) -> Any:
+def _apart(graph: Graph) -> tuple[Graph, dict[str, np.ndarray]]:
+    """The graph with its large weights as inputs, and these by their names."""
+    from tvm import relax
+
+    source, weights, nodes = graph.source, dict[str, np.ndarray](), list(graph.nodes)
+    assert isinstance(source, RelaxSource)
+    leaves = dict(source.leaves)
+    for i in graph.live:
+        node = nodes[i]
+        if node.op != "Weight" or not isinstance(node.type, TensorType) or node.type.bytes < LARGE:
+            continue
+        digest = str(node.attrs["digest"])
+        if isinstance(source.constants.get(digest), relax.Call) or node.type.dtype not in _PLAIN:
+            continue
+        name = f"weight:{len(weights)}"
+        weights[name] = np.asarray(graph.weights[digest].load())
+        leaves[name] = relax.Var(name, source.extents.relax_type(node.type))
+        nodes[i] = replace(node, op="Input", attributes=attributes(name=name))
+    return replace(graph, nodes=tuple(nodes), source=replace(source, leaves=leaves)), weights
+
+
+_PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+"""Element types that numpy has."""
+
+
+def _program(graph: Graph, weights: Sequence[str] = ()) -> Any:
+    """The module of a graph. weights: names of inputs that become the last parameters."""
     from tvm import relax
 
     source = graph.source
@@ -126,7 +159,7 @@ def _program(graph: Graph) -> Any:
         source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module,
         source.stacks,
     )  # fmt: skip
-    ordered = [params[name] for name in graph.input_names]
+    ordered = [params[name] for name in (*graph.input_names, *weights)]
     bindings = write_region(graph.with_source(inner), source.module, ordered)
     results = [var for var, _ in targets]
     free = set().union(*(variables(b.value) for b in bindings)) - {b.var for b in bindings} - set(ordered)
@@ -139,7 +172,9 @@ def _program(graph: Graph) -> Any:
     unknown = relax.analysis.free_symbolic_vars(function)
     if unknown:
         extents = relax.Var("extents", relax.TensorType(unknown, "bool"))
-        function = relax.Function([*function.params, extents], function.body, function.ret_ty, True)
+        here = len(graph.input_names)
+        ordered = [*function.params[:here], extents, *function.params[here:]]
+        function = relax.Function(ordered, function.body, function.ret_ty, True)
     function = function.with_attr("global_symbol", "main")
     if source.module is None:
         module = tvm().IRModule({})

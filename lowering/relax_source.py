@@ -57,7 +57,7 @@ class RelaxSource:
         from .relax_program import RelaxModel
 
         found = RelaxModel(fold_constants(graph))
-        _ = found.module
+        _ = found.parts
         return found
 
     def spelled(self, op: str, attrs: Attributes, types: Sequence[Type], name: str) -> Template | None:

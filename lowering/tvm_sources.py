@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .relax_file import bound, is_packed, program_specs, specs_of_program, unpacked
 from .tvm_module import InputSpec, compile_module, fuse, import_onnx, input_specs, read_model, tvm, tvm_target
 
 if TYPE_CHECKING:
@@ -22,54 +23,28 @@ def imported(model: Source, symbols: Mapping[str, int] | None = None) -> tuple[A
 
     Raises whatever TVM's importer raises where it does not know an operator.
     """
-    data = _program(model)
-    if data is not None:
-        module = load_program(data, symbols)
+    if _is_program(model):
+        module = bound(unpacked(model if isinstance(model, bytes) else Path(model)), symbols)
         return module, program_specs(module)
     proto = read_model(model)
     return import_onnx(proto, symbols), input_specs(proto, symbols)
 
 
 def specs_of(path: str, symbols: Mapping[str, int] | None = None) -> list[InputSpec]:
-    """The inputs of a model in a file; its weights are not read if they lie elsewhere."""
-    data = _program(path)
-    if data is not None:
-        return program_specs(load_program(data, symbols))
+    """The inputs of a model in a file; its weights are not read."""
+    if _is_program(path):
+        return specs_of_program(Path(path), symbols)
     import onnx
 
     return input_specs(onnx.load(path, load_external_data=False), symbols)
 
 
-def _program(model: Source) -> bytes | None:
-    """The text of a module; None for ONNX models, none of which begins as JSON does."""
-    if isinstance(model, bytes):
-        return model if model[:1] == b"{" else None
+def _is_program(model: Source) -> bool:
+    """Whether a model is a Relax program; no ONNX model begins like one."""
     if isinstance(model, (str, os.PathLike)):
         with open(model, "rb") as file:
-            return Path(model).read_bytes() if file.read(1) == b"{" else None
-    return None
-
-
-def load_program(data: bytes, symbols: Mapping[str, int] | None = None) -> Any:
-    """The module that `RelaxModel.SerializeToString` wrote, symbols bound to extents (1 where none is told)."""
-    from tvm import relax
-
-    module = plain_program(data)
-    function = module["main"]
-    known = {
-        v: int((symbols or {}).get(v.name, 1))
-        for p in function.params
-        for v in relax.analysis.definable_tir_vars_in_type(p.ty)
-    }
-    if not known:
-        return module
-    module.update_func(module.get_global_var("main"), function.bind_symbolic_vars(known))
-    return module
-
-
-def plain_program(data: bytes) -> Any:
-    """The module that `RelaxModel.SerializeToString` wrote."""
-    return tvm().ir.load_json(data.decode())
+            return is_packed(file.read(16))
+    return isinstance(model, bytes) and is_packed(model)
 
 
 OUTSIDE = 3
@@ -101,13 +76,3 @@ class Main:
         found = self.machine["main"](*tensors)
         parts = [found] if hasattr(found, "numpy") else list(found)
         return [part.numpy() for part in parts]
-
-
-def program_specs(module: Any) -> list[InputSpec]:
-    """The inputs of a module's function "main"; extents that are not numbers count as 1."""
-    specs = []
-    for param in module["main"].params:
-        values = param.ty.shape.values if param.ty.shape is not None else ()
-        shape = tuple(int(v) if hasattr(v, "value") else 1 for v in values)
-        specs.append(InputSpec(str(param.name), shape, str(param.ty.dtype)))
-    return specs
