@@ -284,7 +284,7 @@ class Program:
     def tensors(self, inputs: Mapping[str, np.ndarray]) -> list[Any]:
         """The inputs on the device, in the order of the model's."""
         runtime = tvm().runtime
-        return [runtime.tensor(np.ascontiguousarray(inputs[s.name]), self.device) for s in self.specs]
+        return [runtime.tensor(np.asarray(inputs[s.name], order="C"), self.device) for s in self.specs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in the model's order."""

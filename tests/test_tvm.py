@@ -268,6 +268,21 @@ def test_weights_that_are_listed_as_inputs_are_none():
     assert len(tvm_module.import_onnx(model)["main"].params) == len(tvm_module.input_specs(model)) == 1
 
 
+def test_scalars_are_inputs_like_others():
+    g = GraphBuilder()
+    x, c = g.input("x", TensorType((3,), "float32")), g.input("c", TensorType((), "float32"))
+    program = tvm_module.build(to_onnx(g.build({"y": g.op("Mul", x, c)})))
+    inputs = {"x": np.arange(3, dtype=np.float32), "c": np.array(2, np.float32)}
+    np.testing.assert_array_equal(program.run(inputs)[0], [0, 2, 4])
+    assert program.time(inputs, 1, 1)[0] > 0
+
+
+def test_nothing_to_tune_is_tuned(tmp_path, target):
+    """A module that only calls functions of the runtime has no kernels."""
+    tuned = tvm_tuner.tune(tvm_module.tvm().IRModule({}), target, tmp_path, 4, 1.0)
+    assert (tuned.tasks, tuned.complete) == ([], True)
+
+
 def test_workers_import_what_compiles_without_torch():
     """TVM is imported first there, and torch barred; whoever imports it then cannot time a single kernel."""
     code = "from xrlflow.lowering.tvm_module import tvm; tvm(); import xrlflow.lowering.tvm_sources"
