@@ -40,6 +40,7 @@ class Judge:
         """
         from .cost.base import graph_cost
         from .lowering.onnx_forms import NotWritable
+        from .lowering.own_program import OwnProgram
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
@@ -72,7 +73,7 @@ class Judge:
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
-        if hasattr(model, "session"):
+        if isinstance(model, OwnProgram):
             self._prepare(original, model)
         if not self.verified(original, model, found, result):
             return

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..lowering.ort_session import LEVELS
+from ..lowering.own_program import OwnProgram
 from .database import Database
 from .target import Target
 from .verdict import LEVEL, MARGIN, Verdict, decide, rounds_of, settled
@@ -104,7 +105,7 @@ def _file(model: Model, path: Path) -> str:
     """Path of a model's file; protos and bytes are written to `path`."""
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model)
-    if isinstance(model, bytes) or hasattr(model, "session"):  # a Relax module, which is written as JSON
+    if isinstance(model, (bytes, OwnProgram)):
         path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     else:
         import onnx

@@ -38,6 +38,7 @@ from .feeds import read_inputs
 from .folding import fold_constants
 from .inputs import VALUES
 from .onnx_reader import load
+from .own_program import OwnProgram
 from .plain_session import Model, PlainSession, first_line, why
 from .reference import HEAVY, Reference, Tape
 from .witness import OwnWitness
@@ -138,7 +139,7 @@ class _Verifier:
         self.comparison = Comparison()
         self.previous: list[Any] | None = None
         self.constant: set[str] = set(self.graph.output_names)
-        self.judge = "TVM" if hasattr(original, "session") else "ONNX Runtime"
+        self.judge = "TVM" if isinstance(original, OwnProgram) else "ONNX Runtime"
         self.narrow = self._narrow()
 
     def result(self) -> Verification:
@@ -147,7 +148,7 @@ class _Verifier:
                 self._by_runtime()
             except Unrunnable as error:
                 # the reference knows graphs only: how a program of another kind was written it cannot tell
-                if self.cases.samples or hasattr(self.original, "session"):
+                if self.cases.samples or isinstance(self.original, OwnProgram):
                     raise
                 self._by_reference(str(error))
         except Failed as error:
@@ -226,7 +227,7 @@ class _Verifier:
 
     def _session(self, model: Any, path: Path, fold: bool) -> PlainSession:
         own: PlainSession = (
-            model.session() if hasattr(model, "session") else PlainSession(model, path, fold, self.custom_ops)
+            model.session() if isinstance(model, OwnProgram) else PlainSession(model, path, fold, self.custom_ops)
         )
         return own
 
@@ -340,5 +341,6 @@ class _Verifier:
 
 
 def _graph(model: Any) -> Graph:
-    found: Graph = model if isinstance(model, Graph) else model.graph if hasattr(model, "session") else load(model)
-    return found
+    if isinstance(model, Graph):
+        return model
+    return model.graph if isinstance(model, OwnProgram) else load(model)
