@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +76,11 @@ class Judge:
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
         if isinstance(model, OwnProgram):
-            self._prepare(original, model)
-        if not self.verified(original, model, found, result):
+            with self._apart(original, model):
+                good = self.verified(original, model, found, result)
+        else:
+            good = self.verified(original, model, found, result)
+        if not good:
             return
         if self.run.target.measured:
             result.verdict = self.confirmed(original, model, result)
@@ -85,15 +90,19 @@ class Judge:
                 return
         result.accept(optimized, None if isinstance(model, Path) else model)
 
-    def _prepare(self, original: Any, model: Any) -> None:
-        """Say how programs of regions are run to be verified."""
+    @contextmanager
+    def _apart(self, original: Any, model: Any) -> Iterator[None]:
+        """While programs of regions are verified, they are run in a process of their own."""
         from .cost.apart import Apart
         from .cost.database import Database
 
-        original.runs = model.runs = Apart().session
         if self.run.target.kind == "llvm" and not self.run.target.tracker:
             # as they will be run, and so in a time that can be borne
             original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
+        with Apart() as apart:
+            original.runs = model.runs = apart.session
+            yield
+        original.runs = model.runs = None
 
     def confirmed(self, original: Any, model: Any, result: Result) -> Verdict:
         """The verdict over all measuring points: faster at one of them at least, and slower at none."""

@@ -123,8 +123,11 @@ def forced(model: onnx.ModelProto, module: Any) -> dict[str, Any]:
 
 
 def judged(record: dict[str, Any]) -> bool:
-    """Whether the pass measured the model, with all kernels tuned, or had nothing to measure."""
-    return "error" not in record and all((r.get("latency") or {}).get("judge", True) for r in record["regions"])
+    """Whether the pass measured the model, with all kernels tuned, or found nothing to measure."""
+    return "error" not in record and all(
+        r["latency"]["judge"] if r.get("latency") else "found nothing" in r["outcome"] or not r["operators"]
+        for r in record["regions"]
+    )
 
 
 def report(records: list[dict[str, Any]], budget: float) -> str:
@@ -150,7 +153,7 @@ def report(records: list[dict[str, Any]], budget: float) -> str:
         latency = main.get("latency") or {}
         ms = [f"{latency[k]:.3g}" if latency.get(k) else "" for k in ("original_ms", "optimized_ms", "speedup")]
         verdict = latency.get("verdict", "") + ("" if latency.get("judge", True) else ", not a judge")
-        cells = [r["model"], str(r["operators"]), opaque, f"{r['budget']:g}", main["outcome"], *ms, verdict]
+        cells = [r["model"], str(r["operators"]), opaque, f"{r.get('budget', 0):g}", main["outcome"], *ms, verdict]
         cells += [str(r.get("changed", "")), f"{r['difference']:.1e}" if "changed" in r else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -171,6 +174,7 @@ def main() -> int:
             known[name] = examined(name, budget)
         except Exception as error:  # noqa: BLE001 (importers and compilers have errors of many types)
             known[name] = {"model": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+            known[name]["budget"] = budget
         print(name, {k: v for k, v in known[name].items() if k != "regions"}, flush=True)
         print("   ", [r["outcome"] for r in known[name].get("regions", ())], flush=True)
         write(file, json.dumps(known, indent=0))

@@ -9,36 +9,50 @@ import tempfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from .worker import Worker, WorkerDied, WorkerTimeout
+from ..lowering.relax_program import RelaxModel, RelaxSession
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, unknown_function
 
 SECONDS = 600.0
 """Seconds that a program has to be compiled, and for each run."""
 
 
 class Apart:
-    """One process for the programs of a comparison; it begins with the first of them."""
+    """One process for the programs of a comparison; it begins with the first of them. To be used as a context."""
 
     def __init__(self) -> None:
         self.worker = Worker()
         self.folder = tempfile.TemporaryDirectory(prefix="xrlflow-")
         self.numbers = count()
 
-    def session(self, model: Any) -> ApartSession:
-        """The program of a `RelaxModel`, ready to run. Raises `WorkerError` if it cannot be compiled."""
+    def session(self, model: RelaxModel) -> ApartSession | RelaxSession:
+        """A program, ready to run. One that calls what only this process knows, functions that the user registered,
+        is run in this process. Raises `WorkerError` if it cannot be compiled."""
         number = next(self.numbers)
         path = Path(self.folder.name, f"{number}.program")
         path.write_bytes(model.SerializeToString())
-        return ApartSession(self.worker, number, path, model)
+        try:
+            return ApartSession(self.worker, number, path, model)
+        except WorkerError as error:
+            if not unknown_function(error):
+                raise
+            return RelaxSession(model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.worker.close()
+        self.folder.cleanup()
 
 
 class ApartSession:
     """What `RelaxSession` is, apart."""
 
-    def __init__(self, worker: Worker, number: int, path: Path, model: Any) -> None:
+    def __init__(self, worker: Worker, number: int, path: Path, model: RelaxModel) -> None:
         self.worker, self.number = worker, number
         self.inputs, self.outputs = list(model.graph.input_names), list(model.graph.output_names)
         self.source = str(path), None if model.schedules is None else str(model.schedules)
@@ -53,6 +67,7 @@ class ApartSession:
         """The outputs, in order. Raises `WorkerError` for what the program does not take or does not survive."""
         if not all(isinstance(inputs[name], np.ndarray) for name in self.inputs):
             raise TypeError("inputs that are no tensors")
+        self.worker.start()
         if self.start != self.worker.starts:  # the process that had it is gone
             self._load()
         try:

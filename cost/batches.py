@@ -16,11 +16,12 @@ import numpy as np
 
 from ..lowering.single import NotSingle
 from .references import REFERENCES, pace, reference_model
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room, unknown_function
 
 if TYPE_CHECKING:
     import onnx
 
+    from ..lowering.relax_program import RelaxModel
     from .bench import Bench
 
 KERNEL_SECONDS = 60.0
@@ -56,12 +57,12 @@ _REMOTE = f"{__package__.rpartition('.')[0]}.lowering.tvm_remote"
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel to time. key: what it is remembered under. label: its operators. model: makes it an ONNX model.
-    copies: how often the kernel is in that model."""
+    """A kernel to time. key: what it is remembered under. label: its operators. model: makes it a model, of ONNX or
+    Relax. copies: how often the kernel is in that model."""
 
     key: str
     label: str
-    model: Callable[[], onnx.ModelProto]
+    model: Callable[[], onnx.ModelProto | RelaxModel]
     copies: int = 1
 
 
@@ -187,6 +188,9 @@ class Batches:
                 if died and self.may_go_on(entry):
                     self.again([entry])
                     return []
+                if unknown_function(e):  # the user's own, which only the user's process has
+                    self.count()
+                    continue
                 self.remember(entry.job, np.inf, reason=str(e)[:300])
                 begun &= not died
             else:

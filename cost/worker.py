@@ -34,6 +34,11 @@ class WorkerDied(WorkerError):
     """The process ended during the call (crash, out of memory, exit)."""
 
 
+def unknown_function(error: WorkerError) -> bool:
+    """Whether TVM did not find a function there; one that a user registers is in the user's process alone."""
+    return "Cannot find ffi::Function" in str(error)
+
+
 class WorkerTimeout(WorkerError):
     """The call did not return in time; the process was killed."""
 

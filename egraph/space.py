@@ -66,6 +66,8 @@ class SearchSpace:
     """int32: the e-nodes of all operators of the input graph, constants left out; what the input costs."""
     graph: Graph
     report: SaturationReport = field(default_factory=SaturationReport)
+    binding: Mapping[str, int] = field(default_factory=dict)
+    """Extents that stand for symbols of `graph` (`at`)."""
 
     @property
     def n_nodes(self) -> int:
@@ -210,7 +212,7 @@ class SearchSpace:
             return self
         known = dict.fromkeys(self.symbols, default) | dict(binding)
         bound = tuple(tuple((k, _bound(v, known)) for k, v in attrs) for attrs in self.attributes)
-        return replace(self, types=tuple(kind.at(known) for kind in self.types), attributes=bound)
+        return replace(self, types=tuple(kind.at(known) for kind in self.types), attributes=bound, binding=known)
 
     def changed(self, selection: Selection) -> list[int]:
         """Classes in which `selection` uses an e-node that the original does not use, in topological order."""

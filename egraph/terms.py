@@ -237,13 +237,14 @@ class TermGraph:
     def insert(self, graph: Graph) -> list[int]:
         """Add every node of `graph`; returns the key of each.
 
-        An opaque operator whose result is told (attribute `known`, a weight's digest) is that weight.
+        An opaque operator whose result is told (attribute `known`, digest of a weight of the graph) is that weight.
         """
         keys: list[int] = []
         self.weights.update(graph.weights)
         for node in graph.nodes:
-            if node.opaque and "known" in node.attrs:
-                keys.append(self.weight(graph.weights[str(node.attrs["known"])]))
+            known = graph.weights.get(str(node.attrs.get("known", ""))) if node.opaque else None
+            if known is not None:
+                keys.append(self.weight(known))
             else:
                 keys.append(self.add(node.op, node.attributes, [keys[i] for i in node.inputs], node.type))
         return keys

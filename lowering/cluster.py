@@ -173,7 +173,7 @@ def cluster_model(cluster: Cluster, space: SearchSpace, seed: int = 0, copies: i
             outputs |= {f"y{copy}_{k}": g.get(made[-1], k) for k in range(len(output.items))}
         else:
             outputs[f"y{copy}"] = made[-1]
-    return alone(g, outputs, space.graph)
+    return alone(g, outputs, space)
 
 
 def _constants(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..egraph.graph import UNKNOWN, Graph, TensorType, attributes
 from .decomposition import spelled_out
+from .plain_session import first_line
 from .relax_dimensions import Extents
 from .relax_file import LARGE, packed, with_weights
 from .relax_forms import WRITTEN
@@ -27,20 +28,26 @@ class RelaxModel:
     """A graph that was read from Relax, as a module whose function "main" takes its inputs and gives its outputs.
 
     schedules: folder of tuned schedules to run it with; without them it is many times slower. runs: makes a session
-    of it, by default `RelaxSession`. Where the region reads extents from outside that none of its inputs has, "main"
-    has a further parameter, a tensor of these extents. Raises `NotInRelax` if the region reads what no caller of such
-    a function could give it.
+    of it, by default `RelaxSession`. binding: extents of symbols in it that are known. For each extent that the region
+    reads from outside, and that none of its inputs has, "main" has a further parameter, a tensor of that extent. Raises
+    `NotInRelax` if the region reads what no caller of such a function could give it.
     """
 
     graph: Graph
     schedules: Path | None = None
     runs: Callable[[RelaxModel], Any] | None = None
+    binding: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def parts(self) -> tuple[Any, dict[str, np.ndarray]]:
         """The module with large weights as parameters, and these; with the functions that opaque expressions call."""
         graph, weights = _apart(self.graph)
-        return _program(graph, list(weights)), weights
+        try:
+            return _program(graph, list(weights), self.binding), weights
+        except NotInRelax:
+            raise
+        except Exception as error:  # TVM's are of many types
+            raise NotInRelax(first_line(error)) from error
 
     @property
     def module(self) -> Any:
@@ -64,10 +71,12 @@ def from_graph(graph: Graph) -> Any:
     return _of_inputs(graph, graph.source if isinstance(graph.source, RelaxSource) else None).module
 
 
-def of_region(graph: Graph, region: Graph) -> RelaxModel:
-    """Operators of a region, opaque ones among them, put together anew, as a program. Raises `NotInRelax`."""
+def of_region(graph: Graph, region: Graph, binding: Mapping[str, int]) -> RelaxModel:
+    """Operators of a region, opaque ones among them, put together anew, as a program. binding: extents of the region's
+    symbols. Raises `NotInRelax`."""
     assert isinstance(region.source, RelaxSource)
     found = _of_inputs(graph, region.source)
+    found.binding = binding
     _ = found.parts
     return found
 
@@ -93,6 +102,7 @@ def _of_inputs(graph: Graph, region: RelaxSource | None) -> RelaxModel:
     source = RelaxSource(extents, leaves)
     if region is not None:
         source.opaques, source.module = region.opaques, region.module
+        extents.symbols.update(region.extents.symbols)
     plain = spelled_out(graph.with_source(source), WRITTEN.__contains__, wrapped=region is None)
     return RelaxModel(fold_constants(plain))
 
@@ -137,8 +147,8 @@ _PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "u
 """Element types that numpy has."""
 
 
-def _program(graph: Graph, weights: Sequence[str] = ()) -> Any:
-    """The module of a graph. weights: names of inputs that become the last parameters."""
+def _program(graph: Graph, weights: Sequence[str], binding: Mapping[str, int]) -> Any:
+    """The module of a graph. weights: names of inputs that become the last parameters. binding: extents of symbols."""
     from tvm import relax
 
     source = graph.source
@@ -169,12 +179,20 @@ def _program(graph: Graph, weights: Sequence[str] = ()) -> Any:
     body: Any = results[0] if len(results) == 1 else relax.Tuple(results)
     block = relax.SeqExpr([relax.DataflowBlock(bindings)], body)
     function = relax.Function([*ordered, *shapes], block, body.ty, True).bind_params(shapes)
-    unknown = relax.analysis.free_symbolic_vars(function)
+    symbols = source.extents.symbols
+    # TVM gives them in the order of their addresses
+    unknown = sorted(relax.analysis.free_symbolic_vars(function), key=lambda v: (symbols.get(v, ""), v.name))
+    if any(str(v.ty.dtype) != "int64" for v in unknown):
+        raise NotInRelax(f"a region that reads the number {unknown[0].name} from outside")
     if unknown:
-        extents = relax.Var("extents", relax.TensorType(unknown, "bool"))
+        names = {p.name for p in function.params}
+        extents = [relax.Var(_fresh(f"extent_{v.name}", names), relax.TensorType([v], "bool")) for v in unknown]
         here = len(graph.input_names)
-        ordered = [*function.params[:here], extents, *function.params[here:]]
+        ordered = [*function.params[:here], *extents, *function.params[here:]]
         function = relax.Function(ordered, function.body, function.ret_ty, True)
+    known = {v: binding[name] for v, name in symbols.items() if name in binding and v in unknown}
+    if known:
+        function = function.bind_symbolic_vars(known)
     function = function.with_attr("global_symbol", "main")
     if source.module is None:
         module = tvm().IRModule({})
@@ -188,6 +206,13 @@ def _program(graph: Graph, weights: Sequence[str] = ()) -> Any:
     except Exception as error:  # TVM's are of many types
         raise NotInRelax(f"not well-formed: {str(error).splitlines()[0]}") from error
     return module
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _others(module: Any) -> Sequence[tuple[Any, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from ..egraph.dimension import Dimension
 from ..egraph.graph import UNKNOWN, Graph, GraphBuilder, TensorType, TupleType, Type, Weight, attributes
 from ..egraph.operators import IllTyped, infer
 from .onnx_tensor import numpy_dtype
@@ -299,12 +300,14 @@ class _Reader:
         """Tensors along a new axis are concatenated along it; the writer makes one call of it again."""
         from tvm import relax
 
-        kind = self.source.extents.tensor_type(var.ty)
-        nodes, _ = self._template(expr)
-        known = [self.builder.nodes[i].type for i in nodes]
-        if not isinstance(expr.args[0], relax.Tuple) or kind.shape is None or len(set(known)) != 1:
+        kind, fields = self.source.extents.tensor_type(var.ty), expr.args[0]
+        if not isinstance(fields, relax.Tuple) or not all(map(self._slot, fields.fields)) or not kind.shape:
             return self._opaque(var, expr)
-        axis = int(expr.attrs.axis) % len(kind.shape)
+        nodes, _ = self._template(expr)
+        if len({self.builder.nodes[i].type for i in nodes}) != 1:
+            return self._opaque(var, expr)
+        told = expr.attrs.axis
+        axis = (0 if told is None else int(told)) % len(kind.shape)
         shape = (*kind.shape[:axis], 1, *kind.shape[axis + 1 :])
         name = self._fresh(var.name)
         try:
@@ -313,9 +316,10 @@ class _Reader:
                 for k, i in enumerate(nodes)
             ]
             found = self.builder.op("Concat", *parts, names=(name,), axis=axis)
-        except IllTyped:
+            self._agree(var.ty, self.builder.nodes[found].type, None)
+        except (IllTyped, NotCore):
             return self._opaque(var, expr)
-        self.source.stacks[self.builder.nodes[found].names[0]] = int(expr.attrs.axis)
+        self.source.stacks[self.builder.nodes[found].names[0]] = None if told is None else int(told)
         return found
 
     def _opaque(self, var: Any, expr: Any) -> Value:
@@ -324,8 +328,8 @@ class _Reader:
         nodes, fill = self._template(expr)
         label = str(getattr(getattr(expr, "op", None), "name", None) or _label(expr))
         kind = var.ty if untyped(expr) else expr.ty
-        digest = self._digest(fill, nodes)
-        extra: dict[str, Any] = {}
+        digest, symbols = self._digest(fill, nodes)
+        extra: dict[str, Any] = {"extents": symbols} if symbols else {}
         if any(part in label for part in IMPURE):
             extra["unique"] = len(self.builder.nodes)
         extents = _extents(expr)
@@ -349,17 +353,22 @@ class _Reader:
         attrs = attributes(proto=digest, outputs=1, captures=(), **extra)
         return self.builder.add(f"::{label}", nodes, attrs, items[0], (self._fresh(var.name),))
 
-    def _digest(self, fill: Template, nodes: Sequence[int]) -> str:
+    def _digest(self, fill: Template, nodes: Sequence[int]) -> tuple[str, tuple[Dimension, ...]]:
         """What tells an opaque expression from others: its text, with the slots numbered, their types, and what the
-        functions that it calls are, since kernels are remembered by this from one module to the next."""
+        functions that it calls are, since kernels are remembered by this from one module to the next. And the symbols
+        in it, which are numbers where it is timed."""
         from tvm import relax
 
         slots = [relax.Var(f"slot{k}", relax.ObjectType()) for k in range(len(nodes))]
         filled = fill(slots)
-        symbols = [self.source.extents.symbols.get(v, v.name) for v in relax.analysis.free_symbolic_vars(filled)]
+        known = self.source.extents.symbols
+        # TVM gives them in the order of their addresses
+        free = sorted(relax.analysis.free_symbolic_vars(filled), key=lambda v: (known.get(v, ""), v.name))
+        symbols = [known.get(v, v.name) for v in free]
         kinds = [str(self.builder.nodes[i].type) for i in nodes]
         text = f"2|{filled.script(show_meta=True)}|{symbols}|{kinds}|{self._called(filled)}"
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return digest, tuple(self.source.extents.dimension(v) for v in free if v in known)
 
     def _called(self, expr: Any) -> list[tuple[str, int]]:
         """The functions that an expression calls, and those that these call, with hashes of what they are."""
@@ -383,14 +392,15 @@ def _part(fill: Template, k: int) -> Template:
 
 def _extents(expr: Any) -> list[int] | None:
     """What a shape as a tensor holds, if that is known; importers ask for extents that they could tell."""
-    from tvm import relax
+    from tvm import relax, tirx
 
     if str(getattr(getattr(expr, "op", None), "name", "")) != "relax.shape_to_tensor":
         return None
     kind = expr.args[0].ty
     values = kind.values if isinstance(kind, relax.ShapeType) else None
-    found = [getattr(v, "value", None) for v in values or ()]
-    return [int(v) for v in found if v is not None] if values is not None and None not in found else None
+    if values is None or not all(isinstance(v, tirx.IntImm) for v in values):
+        return None
+    return [int(v) for v in values]
 
 
 def _label(expr: Any) -> str:

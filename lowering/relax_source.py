@@ -45,7 +45,7 @@ class RelaxSource:
     spellings: dict[tuple[Any, ...], Template] = field(default_factory=dict)
     outputs: list[tuple[Any, Value]] = field(default_factory=list)
     module: Any = None
-    stacks: dict[str, int] = field(default_factory=dict)
+    stacks: dict[str, int | None] = field(default_factory=dict)
 
     def writes(self, op: str) -> bool:
         """Whether a rule may introduce this core operator."""

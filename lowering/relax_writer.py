@@ -106,7 +106,10 @@ class _Writer:
         node = self.graph.nodes[i]
         if node.op != "Concat" or "".join(node.names[:1]) not in self.source.stacks:
             return False
-        axis = node.attrs["axis"]
+        axis, told = node.attrs["axis"], self.source.stacks[node.names[0]] or 0
+        rank = len(node.type.shape or ()) if isinstance(node.type, TensorType) else 0
+        if rank == 0 or told % rank != axis:
+            return False
         for k in node.inputs:
             part = self.graph.nodes[k]
             known = self.graph.nodes[part.inputs[0]].type if part.op == "Reshape" else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..egraph.graph import SMALL, Attributes, Graph, GraphBuilder, TensorType, TupleType, Type, Weight
+from ..egraph.graph import SMALL, Attributes, GraphBuilder, TensorType, TupleType, Type, Weight
 from ..egraph.operators import IllTyped, core, infer
 from ..egraph.space import SearchSpace
 from .onnx_tensor import OnnxSource
@@ -119,11 +119,11 @@ def single_model(kernel: Kernel, space: SearchSpace, seed: int = 0) -> onnx.Mode
         outputs = {f"y{k}": g.get(node, k) for k in range(len(kernel.output.items))}
     else:
         outputs = {"y": node}
-    return alone(g, outputs, space.graph)
+    return alone(g, outputs, space)
 
 
-def alone(kernel: GraphBuilder, outputs: dict[str, int], graph: Graph) -> onnx.ModelProto | RelaxModel:
-    """A kernel of a graph as a model of its own: in the opset of the graph, or a Relax module if it holds an opaque
+def alone(kernel: GraphBuilder, outputs: dict[str, int], space: SearchSpace) -> onnx.ModelProto | RelaxModel:
+    """A kernel of a space as a model of its own: in the opset of its graph, or a Relax module if it holds an opaque
     operator of Relax, which ONNX has not.
 
     Raises `ValueError` where it cannot be one.
@@ -131,11 +131,11 @@ def alone(kernel: GraphBuilder, outputs: dict[str, int], graph: Graph) -> onnx.M
     from .onnx_writer import to_onnx
     from .relax_source import RelaxSource
 
-    if kernel.opaques and isinstance(graph.source, RelaxSource):
+    if kernel.opaques and isinstance(space.graph.source, RelaxSource):
         from .relax_program import of_region
 
-        return of_region(kernel.build(outputs), graph)
-    return to_onnx(kernel.build(outputs, versions(graph.source)))
+        return of_region(kernel.build(outputs), space.graph, space.binding)
+    return to_onnx(kernel.build(outputs, versions(space.graph.source)))
 
 
 def constant_array(rng: np.random.Generator, kind: TensorType, op: str, spread: Spread | None = None) -> np.ndarray:

@@ -70,8 +70,8 @@ class Main:
         self.machine = relax.VirtualMachine(compile_module(fused, target, known), tvm().cpu())
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs. Parameters beyond the arrays are tensors of extents from outside: their content is not read."""
-        further = [np.zeros([OUTSIDE] * len(p.ty.shape.values), bool) for p in self.params[len(arrays) :]]
+        """The outputs. Parameters beyond the arrays have extents from outside: their content is not read."""
+        further = [np.zeros(OUTSIDE, bool) for _ in self.params[len(arrays) :]]
         tensors = [tvm().runtime.tensor(np.asarray(a, order="C"), tvm().cpu()) for a in (*arrays, *further)]
         found = self.machine["main"](*tensors)
         parts = [found] if hasattr(found, "numpy") else list(found)

@@ -71,7 +71,8 @@ class Task:
 
 
 def tasks_of(fused: Any, target: Any) -> list[Task]:
-    """The distinct kernels of a fused module, the costliest (by FLOPs and bytes, calls counted) first."""
+    """The distinct kernels of a fused module, the costliest (by FLOPs and bytes, calls counted) first; those of
+    symbolic extents left out."""
     import tvm_ffi
     from tvm.s_tir import meta_schedule as ms
 
@@ -79,7 +80,11 @@ def tasks_of(fused: Any, target: Any) -> list[Task]:
     for t in ms.relax_integration.extract_tasks(fused, target):
         module = t.dispatched[0]
         flops = _flops(module)
-        size = float(sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arguments_of(module)))
+        try:
+            arguments = arguments_of(module)
+        except TypeError:  # of symbolic extents: nothing that could be timed
+            continue
+        size = float(sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arguments))
         digest = f"{tvm_ffi.structural_hash(module) & (2**64 - 1):016x}"
         tasks.append(Task(str(t.task_name), int(t.weight), digest, module, flops, size))
     # Nominal rates: only the order and the rough proportions matter.
@@ -97,7 +102,7 @@ def _flops(module: Any) -> float:
 
 
 def arguments_of(module: Any) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and dtypes of a kernel's arguments, results included."""
+    """Shapes and dtypes of a kernel's arguments, results included. Raises `TypeError` for symbolic extents."""
     from tvm.s_tir import meta_schedule as ms
 
     infos = ms.arg_info.ArgInfo.from_prim_func(module["main"])

@@ -16,7 +16,10 @@ from xrlflow.cost import measurement  # noqa: E402
 from xrlflow.cost.target import Target  # noqa: E402
 from xrlflow.egraph.saturate import saturate  # noqa: E402
 from xrlflow.lowering.cluster import cluster_model, cluster_of  # noqa: E402
+from xrlflow.lowering.folding import fold_constants  # noqa: E402
+from xrlflow.lowering.relax_dimensions import Extents  # noqa: E402
 from xrlflow.lowering.relax_module import UnreadFunction, regions, rewritten  # noqa: E402
+from xrlflow.lowering.relax_region import read_region  # noqa: E402
 from xrlflow.lowering.single import kernel_of, single_model  # noqa: E402
 
 
@@ -75,6 +78,81 @@ def test_parts_that_nobody_reads():
     text = "\n".join([*lines[: at + 1], "        u = t[1]", "        v1 = t[2]", *lines[at + 1 :]])
     assert "u = t[1]" in text
     assert opaque(text) == {}
+
+
+def test_what_is_known_of_shapes_is_numbers_only():
+    """Extents may be expressions; a stack may say no axis; its fields may be expressions in code that is no script."""
+    text = """
+@R.function
+def main(x: R.Tensor(("n", 3), "float32"), y: R.Tensor(("n", 3), "float32")):
+    n = T.int64()
+    with R.dataflow():
+        s = R.shape_to_tensor(R.shape([T.Cast("int64", T.Cast("int32", n)), 3]))
+        z = R.stack((x, y), axis=None)
+        R.output(s, z)
+    return (s, z)
+"""
+    module = script(text)
+    assert opaque(text) == {"relax.shape_to_tensor": 1}
+    tvm.ir.assert_structural_equal(module, rewritten(module, lambda region: region.graph), map_free_vars=True)
+
+
+def test_expressions_in_a_stack_are_kept():
+    from tvm import relax
+
+    x = relax.Var("x", relax.TensorType([2, 3], "float32"))
+    out = relax.DataflowVar("out", relax.TensorType([2, 2, 3], "float32"))
+    block = relax.DataflowBlock([relax.VarBinding(out, relax.op.stack([relax.op.nn.relu(x), x], 0))])
+    graph = read_region(block.bindings, {out}, Extents())
+    assert graph.count() == {"relax.stack": 1}
+
+
+def test_symbols_of_opaque_operators_are_told_in_one_order():
+    """TVM tells them in the order of their addresses, which each run has others of."""
+    text = """
+@R.function
+def main(x: R.Tensor(("n", "k", "a", "b"), "float32")):
+    n = T.int64()
+    k = T.int64()
+    a = T.int64()
+    b = T.int64()
+    with R.dataflow():
+        y = R.zeros(R.shape([n, k, a, b, a * b]), "float32")
+        R.output(y)
+    return y
+"""
+    digests = {region.graph.nodes[-1].attrs["proto"] for _ in range(8) for region in regions(script(text))}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(("n", "slower"), [(4, False), (65536, True)])
+def test_opaque_operators_are_timed_at_their_extents(n, slower, tmp_path):
+    (region,) = regions(script(MODULES["call_tir_with_symbols"]))
+    plain = saturate(region.graph, [], max_iterations=1)
+    space = plain.at({"n": n})
+    (i,) = [i for i, op in enumerate(space.ops) if "::" in op]
+    cluster = cluster_of(space, [i])
+    program = cluster_model(cluster, space)
+    try:
+        found = measurement.prepare_kernel("k", program.SerializeToString(), Target("llvm"), str(tmp_path), 2, 10.0)
+    finally:
+        measurement.drop()
+    assert (found["ms"] > 0.01) == slower
+    assert cluster.key != cluster_of(plain.at({"n": 7}), [i]).key
+
+
+def test_folded_regions_can_be_saturated():
+    text = """
+@R.function
+def main(x: R.Tensor((2, 3), "float32")):
+    with R.dataflow():
+        t = R.shape_to_tensor(R.shape_of(x))
+        R.output(t)
+    return t
+"""
+    (region,) = regions(script(text))
+    assert "Weight" in saturate(region.graph, []).ops
+    assert "::relax.shape_to_tensor" in saturate(fold_constants(region.graph), []).ops
 
 
 @pytest.mark.parametrize("mode", ["fast", "clip", "wrap"])

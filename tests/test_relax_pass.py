@@ -3,6 +3,7 @@ read stays."""
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +199,80 @@ def test_a_wrong_program_is_not_taken(monkeypatch):
     found = Optimize(**QUICK)(module)
     assert calls(found).count("MatMul") == 3
     assert "verification failed" in account(found)["regions"][0]["outcome"]
+
+
+def test_functions_of_the_user_are_there_when_programs_are_verified():
+    def kernel(x, y):
+        y.copyfrom(2 * x.numpy())
+
+    tvm.register_global_func("xrlflow.test.kernel", kernel, override=True)
+    before = """
+            z = R.call_dps_packed("xrlflow.test.kernel", (x,), out_ty=R.Tensor((4, 16), "float32"))
+"""
+    module = merging(before=before, reads="z")
+    found = Optimize(**QUICK)(module)
+    assert account(found)["regions"][0]["improved"]
+    np.testing.assert_allclose(run(found, X), run(module, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_numbers_from_outside_are_left_alone(dtype):
+    text = f"""
+@I.ir_module
+class Module:
+    @R.function
+    def main(x: R.Tensor((2, 3), "{dtype}"), p: R.Prim("{dtype}")):
+        with R.dataflow():
+            a = R.multiply(x, p)
+            y = R.permute_dims(R.permute_dims(a))
+            R.output(y)
+        return y
+"""
+    module = tvm.script.from_source(text)
+    found = Optimize(**QUICK)(module)
+    tvm.ir.assert_structural_equal(module["main"], found["main"])
+    assert "the number p from outside" in account(found)["regions"][0]["outcome"]
+
+
+def test_processes_and_folders_go_when_the_pass_ends(monkeypatch):
+    from xrlflow.cost.apart import Apart
+
+    made = []
+    monkeypatch.setattr(Apart, "__init__", lambda self, own=Apart.__init__: (own(self), made.append(self))[0])
+    Optimize(**QUICK)(merging())
+    (apart,) = made
+    assert apart.worker.starts == 1
+    assert apart.worker._process is None
+    assert not Path(apart.folder.name).exists()
+
+
+def test_a_process_that_ends_between_two_runs_is_begun_again():
+    from xrlflow.cost.apart import Apart
+
+    (region,) = regions(merging())
+    with Apart() as apart:
+        session = apart.session(region.graph.source.program(region.graph))
+        first = session.run({"x": X})
+        apart.worker._process.kill()
+        apart.worker._process.wait()
+        np.testing.assert_array_equal(session.run({"x": X})[0], first[0])
+
+
+@pytest.mark.parametrize("how", ["pass", "pipeline"])
+def test_symbolic_extents_where_schedules_are_known(how, tmp_path, monkeypatch):
+    """Kernels of symbolic extents have none; they are compiled all the same."""
+    from xrlflow.cost.apart import Apart
+
+    monkeypatch.setenv("XRLFLOW_CACHE", str(tmp_path))
+    module = merging(batch='"n"')
+    if how == "pipeline":
+        run(module, X, relax_pipeline=pipeline(tvm_module.tvm_target("llvm"), method="original"))
+        return
+    (region,) = regions(module)
+    program = region.graph.source.program(region.graph)
+    program.schedules = tmp_path
+    with Apart() as apart:
+        np.testing.assert_allclose(apart.session(program).run({"x": X})[0], run(merging(), X), rtol=1e-5, atol=1e-6)
 
 
 def test_a_program_that_crashes_is_left_alone():

@@ -49,6 +49,14 @@ def _concat_of_slices(count: int) -> Rule:
     )
 
 
+_NUMBERS = Guard(
+    "xs[0].dtype != 'bool'",
+    "ONNX has reductions of booleans, but no Max and Min of them",
+    kind="growth",
+    counter={"xs": [T(1, 3, dtype="bool"), T(1, 3, dtype="bool")], "k": 0, "a": (0,), "h": 0},
+)
+
+
 def _reduction_of_stack(reduction: str, op: str) -> Rule:
     return Rule(
         f"{op.lower()}-of-stacked",
@@ -69,6 +77,7 @@ for p in ps[1:]: root = {op}(root, p)
                 "each tensor must have one element along that axis",
                 counter={"xs": [T(2, 3), T(1, 3)], "k": 0, "a": (0,), "h": 0},
             ),
+            *([] if op == "Add" else [_NUMBERS]),
             Guard(
                 "len(xs) <= 8",
                 "long chains are no gain",
