@@ -21,7 +21,10 @@ from ..errors import UserError
 from .base import FREE, payable
 from .devices import DEVICES, Device
 
-OPAQUE_VIEWS = ("::Identity", "::Squeeze", "::Unsqueeze", "::Flatten", "::Shape", "::Size")
+OPAQUE_VIEWS = (
+    "::Identity", "::Squeeze", "::Unsqueeze", "::Flatten", "::Shape", "::Size", "::relax.shape_of",
+    "::relax.shape_to_tensor",
+)  # fmt: skip
 """Opaque operators that move no data."""
 
 _PER_ELEMENT = {

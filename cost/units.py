@@ -61,7 +61,8 @@ class Units:
         constant: list[bool] = []
         for node in graph.nodes:
             folds = core(node.op) and len(node.inputs) > 0 and node.type.concrete
-            constant.append(node.op == "Weight" or (folds and all(constant[k] for k in node.inputs)))
+            told = node.op == "Weight" or "known" in node.attrs  # what is known of shapes TVM folds, too
+            constant.append(told or (folds and all(constant[k] for k in node.inputs)))
         n, live = len(graph.nodes), set(graph.live)
         active = [i in live and graph.nodes[i].op not in LEAVES and not constant[i] for i in range(n)]
         return cls(
