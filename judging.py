@@ -42,7 +42,6 @@ class Judge:
         """
         from .cost.base import graph_cost
         from .lowering.onnx_forms import NotWritable
-        from .lowering.own_program import OwnProgram
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
@@ -75,13 +74,9 @@ class Judge:
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
-        if isinstance(model, OwnProgram):
-            with self._apart(original, model):
-                good = self.verified(original, model, found, result)
-        else:
-            good = self.verified(original, model, found, result)
-        if not good:
-            return
+        with self._apart(original, model):
+            if not self.verified(original, model, found, result):
+                return
         if self.run.target.measured:
             result.verdict = self.confirmed(original, model, result)
             if result.verdict.verdict != "faster" or not result.verdict.judge:
@@ -92,7 +87,12 @@ class Judge:
 
     @contextmanager
     def _apart(self, original: Any, model: Any) -> Iterator[None]:
-        """While programs of regions are verified, they are run in a process of their own."""
+        """While programs of regions are verified, they are run in a process of their own; ONNX models need none."""
+        from .lowering.own_program import OwnProgram
+
+        if not isinstance(model, OwnProgram):
+            yield
+            return
         from .cost.apart import Apart
         from .cost.database import Database
 

@@ -65,8 +65,6 @@ class ApartSession:
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
         """The outputs, in order. Raises `WorkerError` for what the program does not take or does not survive."""
-        if not all(isinstance(inputs[name], np.ndarray) for name in self.inputs):
-            raise TypeError("inputs that are no tensors")
         self.worker.start()
         if self.start != self.worker.starts:  # the process that had it is gone
             self._load()

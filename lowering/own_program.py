@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..egraph.graph import Graph
@@ -9,9 +11,14 @@ from ..egraph.graph import Graph
 
 @runtime_checkable
 class OwnProgram(Protocol):
-    """A graph as a program of another kind, such as `relax_program.RelaxModel`."""
+    """A graph as a program of another kind, such as `relax_program.RelaxModel`.
+
+    schedules: folder of tuned ones to run it with. runs: makes a session of it in another way than its own.
+    """
 
     graph: Graph
+    schedules: Path | None
+    runs: Callable[[Any], Any] | None
 
     def session(self) -> Any:
         """What runs it: has `inputs`, `outputs` (their names) and `run`."""

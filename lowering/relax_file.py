@@ -73,9 +73,9 @@ def with_weights(module: Any, weights: Mapping[str, np.ndarray]) -> Any:
         return module
     function = module["main"]
     last = dict(zip(function.params[len(function.params) - len(weights) :], weights.values(), strict=True))
-    bound = function.bind_params({var: relax.const(np.asarray(a, order="C")) for var, a in last.items()})
+    whole = function.bind_params({var: relax.const(np.asarray(a, order="C")) for var, a in last.items()})
     found = tvm().IRModule(dict(module.functions_items()), module.attrs, module.global_infos)
-    found.update_func(module.get_global_var("main"), bound)
+    found.update_func(module.get_global_var("main"), whole)
     return found
 
 

@@ -16,7 +16,7 @@ from .plain_session import first_line
 from .relax_dimensions import Extents
 from .relax_file import LARGE, packed, with_weights
 from .relax_forms import WRITTEN
-from .relax_region import variables
+from .relax_region import NUMBERS, variables
 from .relax_source import RelaxSource, Value
 from .relax_writer import NotInRelax, write_region
 from .tvm_module import tvm
@@ -116,10 +116,7 @@ class RelaxSession:
         self.outputs = list(model.graph.output_names)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        arrays = [inputs[name] for name in self.inputs]
-        if not all(isinstance(a, np.ndarray) for a in arrays):
-            raise TypeError("inputs that are no tensors")
-        return list(self.main(arrays))
+        return list(self.main([inputs[name] for name in self.inputs]))
 
 
 def _apart(graph: Graph) -> tuple[Graph, dict[str, np.ndarray]]:
@@ -134,17 +131,13 @@ def _apart(graph: Graph) -> tuple[Graph, dict[str, np.ndarray]]:
         if node.op != "Weight" or not isinstance(node.type, TensorType) or node.type.bytes < LARGE:
             continue
         digest = str(node.attrs["digest"])
-        if isinstance(source.constants.get(digest), relax.Call) or node.type.dtype not in _PLAIN:
+        if isinstance(source.constants.get(digest), relax.Call) or node.type.dtype not in NUMBERS:
             continue
         name = f"weight:{len(weights)}"
         weights[name] = np.asarray(graph.weights[digest].load())
         leaves[name] = relax.Var(name, source.extents.relax_type(node.type))
         nodes[i] = replace(node, op="Input", attributes=attributes(name=name))
     return replace(graph, nodes=tuple(nodes), source=replace(source, leaves=leaves)), weights
-
-
-_PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
-"""Element types that numpy has."""
 
 
 def _program(graph: Graph, weights: Sequence[str], binding: Mapping[str, int]) -> Any:
@@ -165,10 +158,7 @@ def _program(graph: Graph, weights: Sequence[str], binding: Mapping[str, int]) -
         (relax.Var(f"out{k}", source.extents.relax_type(t)), k)
         for k, t in enumerate(outputs) if isinstance(t, TensorType)
     ]  # fmt: skip
-    inner = RelaxSource(
-        source.extents, dict(params), source.constants, source.opaques, source.spellings, targets, source.module,
-        source.stacks,
-    )  # fmt: skip
+    inner = replace(source, leaves=dict(params), outputs=targets)
     ordered = [params[name] for name in (*graph.input_names, *weights)]
     bindings = write_region(graph.with_source(inner), source.module, ordered)
     results = [var for var, _ in targets]

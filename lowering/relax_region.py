@@ -34,7 +34,8 @@ FILLED = ("arange", "full", "zeros", "ones", "full_like", "zeros_like", "ones_li
 LARGEST = 1 << 20
 """Elements of such a constant at most; a larger one stays what makes it."""
 
-_NUMBERS = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+NUMBERS = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+"""Element types whose arrays are read and kept as numpy has them."""
 
 
 class Unreadable(ValueError):
@@ -180,7 +181,7 @@ class _Reader:
         from tvm import relax
 
         kind, name = self.source.extents.tensor_type(var.ty), str(expr.op.name).removeprefix("relax.")
-        if not kind.concrete or kind.dtype not in _NUMBERS or kind.elements > LARGEST:
+        if not kind.concrete or kind.dtype not in NUMBERS or kind.elements > LARGEST:
             return None
         shape, dtype = [int(d) for d in kind.shape or () if isinstance(d, int)], numpy_dtype(kind.dtype)
         if name == "arange":

@@ -288,7 +288,7 @@ class Program:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in the model's order."""
-        return [o.numpy() for o in _flat(self._vm["main"](*self.tensors(inputs)))]
+        return [o.numpy() for o in flat(self._vm["main"](*self.tensors(inputs)))]
 
     def time(self, inputs: Mapping[str, np.ndarray], number: int = 1, repeat: int = 5) -> list[float]:
         """Milliseconds of one run: `repeat` figures, each the mean of `number` runs, after one that is not counted."""
@@ -296,10 +296,11 @@ class Program:
         return [1e3 * s for s in evaluate(*self.tensors(inputs)).results]
 
 
-def _flat(value: Any) -> list[Any]:
+def flat(value: Any) -> list[Any]:
+    """The tensors of a program's result, which may be nested tuples."""
     if hasattr(value, "numpy"):
         return [value]
-    return [leaf for part in value for leaf in _flat(part)]
+    return [leaf for part in value for leaf in flat(part)]
 
 
 def build(

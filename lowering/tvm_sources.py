@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .relax_file import bound, is_packed, program_specs, specs_of_program, unpacked
-from .tvm_module import InputSpec, compile_module, fuse, import_onnx, input_specs, read_model, tvm, tvm_target
+from .tvm_module import InputSpec, compile_module, flat, fuse, import_onnx, input_specs, read_model, tvm, tvm_target
 
 if TYPE_CHECKING:
     import onnx
@@ -70,9 +70,12 @@ class Main:
         self.machine = relax.VirtualMachine(compile_module(fused, target, known), tvm().cpu())
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs. Parameters beyond the arrays have extents from outside: their content is not read."""
+        """The outputs. Parameters beyond the arrays have extents from outside: their content is not read.
+
+        Raises `TypeError` for what is no array.
+        """
+        if not all(isinstance(a, np.ndarray) for a in arrays):
+            raise TypeError("inputs that are no tensors")
         further = [np.zeros(OUTSIDE, bool) for _ in self.params[len(arrays) :]]
         tensors = [tvm().runtime.tensor(np.asarray(a, order="C"), tvm().cpu()) for a in (*arrays, *further)]
-        found = self.machine["main"](*tensors)
-        parts = [found] if hasattr(found, "numpy") else list(found)
-        return [part.numpy() for part in parts]
+        return [part.numpy() for part in flat(self.machine["main"](*tensors))]
