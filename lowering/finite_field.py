@@ -294,7 +294,7 @@ def _conv(f: PrimeField, a: dict[str, Any], x: Residues, w: Residues, b: Residue
             -1, -1, outputs // group, *[-1] * (n + 1)
         )
         out += (grouped.reshape(under.shape[0], outputs, inputs, *extents) * factor % PRIME).sum(2)
-    terms, d = inputs * prod(kernel), x.denominator + w.denominator
+    terms, d = max(inputs * prod(kernel), 1), x.denominator + w.denominator
     result = Residues(out % PRIME, x.numerator + w.numerator + (terms - 1) * d, terms * d)
     return result if b is None else f.add(result, _column(b, n))
 

@@ -100,9 +100,13 @@ def _spatial(op: str, n: int) -> None:
 def _conv(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:
     n = xs[0].dim() - 2
     _spatial("Conv", n)
-    x = padded(xs[0], attrs["pads"][:n], attrs["pads"][n:], 0)
-    bias = xs[2] if len(xs) == 3 else None
-    return _CONVOLUTIONS[n](x, xs[1], bias, attrs["strides"], 0, attrs["dilations"], attrs["group"])
+    x, kernel = padded(xs[0], attrs["pads"][:n], attrs["pads"][n:], 0), xs[1]
+    if 0 in kernel.shape[:2]:  # torch gives an empty sum the shape of its input, and takes no kernel without filters
+        x = x.new_zeros(x.shape[0], attrs["group"], *x.shape[2:])
+        kernel = x.new_zeros(kernel.shape[0] or attrs["group"], 1, *kernel.shape[2:])
+    bias = xs[2] if len(xs) == 3 and len(xs[2]) else None
+    sums = _CONVOLUTIONS[n](x, kernel, bias, attrs["strides"], 0, attrs["dilations"], attrs["group"])
+    return sums[:, : len(xs[1])]
 
 
 def _batch_normalization(attrs: dict[str, Any], xs: list[Tensor]) -> Tensor:

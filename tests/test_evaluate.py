@@ -58,6 +58,11 @@ CASES = [
     ("Conv", [X, (4, 3, 3, 2), (4,)], {**CONV, "group": 2}),
     ("Conv", [X, (6, 1, 3, 2)], {**CONV, "group": 6}),
     ("Conv", [(2, 3, 9), (5, 3, 4)], {"strides": (2,), "pads": (0, 3), "dilations": (1,), "group": 1}),
+    ("Conv", [(2, 0, 7, 9), (4, 0, 3, 2), (4,)], {**CONV, "group": 1}),
+    ("Conv", [(2, 0, 7, 9), (4, 0, 3, 2)], {**CONV, "group": 2}),
+    ("Conv", [X, (0, 6, 3, 2), (0,)], {**CONV, "group": 1}),
+    ("Conv", [(0, 6, 7, 9), (4, 6, 3, 2), (4,)], {**CONV, "group": 1}),
+    *((op, [(0, 6, 7, 9)], {**POOL, **more}) for op, more in (("MaxPool", {}), ("AveragePool", {"include_pad": 1}))),
     (
         "Conv",
         [(1, 2, 5, 4, 6), (3, 2, 2, 2, 2)],
