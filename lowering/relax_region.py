@@ -139,6 +139,8 @@ class _Reader:
                 return self._rsqrt(var, expr)
             if name == "relax.stack":
                 return self._stack(var, expr)
+            if name == "relax.nn.dropout" and self.used.get(var, set()) <= {0}:
+                return self._value(var, expr.args[0]), -1  # what TVM makes of it, too; only its mask would be news
             if name.removeprefix("relax.") in FILLED and (known := self._filled(var, expr)) is not None:
                 return known
             if reader is not None:

@@ -80,6 +80,30 @@ def test_parts_that_nobody_reads():
     assert opaque(text) == {}
 
 
+def test_dropout_without_its_mask_is_its_operand():
+    """TVM compiles it to a copy and a mask of ones."""
+    text = """
+@R.function
+def main(x: R.Tensor((2, 3), "float32")):
+    with R.dataflow():
+        a = R.nn.relu(x)
+        d = R.nn.dropout(a, rate=0.5)
+        b = d[0]
+        m = d[1]
+        y = R.nn.relu(b)
+        R.output(y)
+    return y
+"""
+    [region] = regions(script(text))
+    assert region.graph.count() == {"Relu": 2}
+    assert opaque(text.replace("R.output(y)", "R.output(y, m)").replace("return y", "return (y, m)")) == {
+        "relax.nn.dropout": 1
+    }
+    module = script(text.replace("R.output(y)", "R.output(b)").replace("return y", "return b"))
+    expected = script(text.split("        d = ")[0].replace("a =", "b =") + "        R.output(b)\n    return b\n")
+    tvm.ir.assert_structural_equal(expected, rewritten(module, lambda region: region.graph), map_free_vars=True)
+
+
 def test_what_is_known_of_shapes_is_numbers_only():
     """Extents may be expressions; a stack may say no axis; its fields may be expressions in code that is no script."""
     text = """
