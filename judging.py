@@ -42,6 +42,7 @@ class Judge:
         """
         from .cost.base import graph_cost
         from .lowering.onnx_forms import NotWritable
+        from .lowering.own_program import OwnProgram
 
         space, cost = result.space, result.cost
         assert space is not None and cost is not None
@@ -74,6 +75,9 @@ class Judge:
                 return
         altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
         original = runnable(graph, folder / "original.onnx") if altered else self.run.source
+        for side, name in ((original, "original"), (model, "candidate")):
+            if isinstance(side, OwnProgram):
+                side.written(folder / f"{name}.program")  # once, for all that follows
         with self._apart(original, model):
             if not self.verified(original, model, found, result):
                 return
@@ -114,13 +118,16 @@ class Judge:
             self.run.notes.append(f"measured at {at}: the original does not run at the usual extents (--at chooses)")
         result.points = []
         for k, binding in enumerate(points):
-            verdict = self.confirm(binding, original, model, self.run.portion * self.run.left() / (len(points) - k))
+            seconds = self.run.portion * self.run.left() / (len(points) - k)
+            verdict = self.confirm(binding, original, model, seconds, max(result.predicted or (0.0,)))
             result.points.append((binding, verdict))
             if verdict.verdict == "slower" or not verdict.judge:
                 return verdict
         return min((v for _, v in result.points), key=lambda v: (v.verdict != "faster", v.speedup))
 
-    def confirm(self, binding: dict[str, int], original: Any, model: Any, seconds: float) -> Verdict:
+    def confirm(
+        self, binding: dict[str, int], original: Any, model: Any, seconds: float, expected_ms: float
+    ) -> Verdict:
         """Measure the candidate against the original at one point, unless these two were measured before."""
         from .cost.confirm import confirm
 
@@ -142,6 +149,7 @@ class Judge:
                     inputs=self.run.given,
                     symbols=binding,
                     seed=self.options.seed,
+                    expected_ms=expected_ms,
                     progress=self.run.progress.say,
                 )
         return verdicts[pair.hexdigest()]
@@ -220,8 +228,13 @@ def runnable(graph: Graph, path: Path) -> Any:
 
 def content_of(model: Any) -> bytes:
     """A digest of a model's proto, or of its file and the data files that it names."""
+    from .lowering.own_program import OwnProgram
+
     digest = hashlib.sha256()
-    if isinstance(model, (str, os.PathLike)):
+    if isinstance(model, OwnProgram) and model.file is not None:
+        with open(model.file, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256")
+    elif isinstance(model, (str, os.PathLike)):
         from .lowering.onnx_files import locations
 
         path = Path(model)

@@ -32,8 +32,7 @@ class Apart:
         """A program, ready to run. One that calls what only this process knows, functions that the user registered,
         is run in this process. Raises `WorkerError` if it cannot be compiled."""
         number = next(self.numbers)
-        path = Path(self.folder.name, f"{number}.program")
-        path.write_bytes(model.SerializeToString())
+        path = model.written(Path(self.folder.name, f"{number}.program"))
         try:
             return ApartSession(self.worker, number, path, model)
         except WorkerError as error:

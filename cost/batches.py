@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..lowering.single import NotSingle
+from .measurement import round_seconds
 from .references import REFERENCES, pace, reference_model
 from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, room, unknown_function
 
@@ -196,7 +197,7 @@ class Batches:
             else:
                 ready.append(entry)
                 size += len(model)
-                needed += self.rounds[0] * max(2.0, entry.found["ms"]) / 1e3
+                needed += self.rounds[0] * round_seconds(entry.found["ms"])
                 slowest = max(slowest, time.monotonic() - before)
                 if entry.alone:
                     break
@@ -231,10 +232,12 @@ class Batches:
 
     def time(self, worker: Worker, ready: list[_Entry]) -> None:
         """Time a batch that is ready."""
-        limit = max(10.0, 2 * self.rounds[0] * sum(e.found["ms"] for e in ready) / 1e3) + 60.0
-        spread = min(self.spread, max(0.0, self.left))
+        limit = max(10.0, 2 * self.rounds[0] * sum(round_seconds(e.found["ms"]) for e in ready)) + 60.0
+        left = max(0.0, self.left)
         try:
-            figures = worker.call(f"{_TASKS}:time_kernels", *self.rounds, spread, timeout=limit)
+            figures = worker.call(
+                f"{_TASKS}:time_kernels", *self.rounds, min(self.spread, left), left, timeout=limit
+            )  # fmt: skip
         except WorkerError as e:
             lost = e.device_lost
             if len(ready) == 1:

@@ -26,14 +26,20 @@ from ..errors import UserError
 from ..lowering.ort_session import LEVELS
 from ..lowering.own_program import OwnProgram
 from .database import Database
+from .measurement import LONG_MS
 from .target import Target
 from .verdict import LEVEL, MARGIN, Verdict, decide, rounds_of, settled
-from .worker import Worker, WorkerError
+from .worker import Worker, WorkerError, room
 
 if TYPE_CHECKING:
     import onnx
 
     Model: TypeAlias = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+_SIDES = ("original", "candidate")
+
+LEAST_ROUNDS = 8
+"""Rounds of a block at least: two blocks of fewer could not show a difference."""
 
 MOST_BLOCKS = 24
 """Blocks and controls together that are run at most where the verdict is not clear."""
@@ -58,6 +64,7 @@ def confirm(
     symbols: Mapping[str, int] | None = None,
     seed: int = 0,
     margin: float = MARGIN,
+    expected_ms: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
     """Measure `candidate` against `original` on `target`.
@@ -68,6 +75,7 @@ def confirm(
     blocks, controls: fresh pairs of processes for the comparison and for the original against itself; at most two and
         one where `seconds` are too few to start so many; two of each are enough where the verdict is clear by then, and
         there are more, up to `MOST_BLOCKS`, where it is not and time is left.
+    expected_ms: what a run of the original is expected to take; of a short time that much less is left for tuning.
     inputs: what to run on; by default random values (integers 0) with symbolic extents from `symbols` or 1.
 
     Raises `UserError` for a computed target. A side that cannot run makes a tie (candidate) or raises `UserError`
@@ -81,7 +89,7 @@ def confirm(
         folder = Path(name)
         sides = _Sides(
             _file(original, folder / "original.onnx"), _file(candidate, folder / "candidate.onnx"),
-            target, folder, dict(symbols or {}), Database() if database is None else database, trials,
+            target, folder, dict(symbols or {}), Database() if database is None else database, trials, expected_ms,
         )  # fmt: skip
         if filecmp.cmp(sides.original, sides.candidate, shallow=False):
             return _same("the files are identical", sides.settings)
@@ -105,8 +113,10 @@ def _file(model: Model, path: Path) -> str:
     """Path of a model's file; protos and bytes are written to `path`."""
     if isinstance(model, (str, os.PathLike)):
         return os.fspath(model)
-    if isinstance(model, (bytes, OwnProgram)):
-        path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    if isinstance(model, OwnProgram):
+        return os.fspath(model.written(path))
+    if isinstance(model, bytes):
+        path.write_bytes(model)
     else:
         import onnx
 
@@ -119,9 +129,10 @@ class _Sides:
 
     def __init__(
         self, original: str, candidate: str, target: Target, folder: Path, symbols: dict[str, int],
-        database: Database, trials: int,
+        database: Database, trials: int, expected_ms: float,
     ) -> None:  # fmt: skip
         self.original, self.candidate, self.target, self.folder = original, candidate, target, folder
+        self.expected_ms = expected_ms
         self.symbols, self.trials, self.inputs = symbols, trials, ""
         tuned = target.tunable and trials > 0
         self.schedules = str(database.schedules(target.fingerprint())) if tuned else ""
@@ -152,7 +163,7 @@ class _Sides:
 
     def _prepare_session(self) -> str:
         digests = []
-        for side in ("original", "candidate"):
+        for side in _SIDES:
             with Worker(self.target.threads) as w:
                 path = getattr(self, side)
                 try:
@@ -162,37 +173,54 @@ class _Sides:
         return "ONNX Runtime makes the same program of both" if digests[0] == digests[1] else ""
 
     def _prepare_tvm(self, seconds: float, tell: Callable[[str], None]) -> str:
-        share = 0.3 * seconds
-        spent = share
+        """Tune both sides, then compile them: kernels that they share have the same schedules in both."""
+        deadline = time.monotonic() + seconds
         found: dict[str, Any] = {}
-        for side in ("original", "candidate"):
-            path = getattr(self, side)
-            with Worker(self.target.threads) as w:
-                start = time.monotonic()
-                try:
-                    if self.trials:
-                        tell(f"tuning the {side}")
-                        limit = share if side == "original" else spent
-                        self._tune(side, w, path, limit)
-                        if side == "original":
-                            took = time.monotonic() - start
-                            # An original that was tuned to its end leaves its rest to the candidate.
-                            spent = share if took >= 0.95 * share else 2 * share - took
+        with ExitStack() as stack:
+            workers = {side: stack.enter_context(Worker(self.target.threads)) for side in _SIDES}
+            try:
+                if self.trials:
+                    self._tune_both(workers, deadline, tell)
+                for side, worker in workers.items():
                     tell(f"compiling the {side}")
                     found[side] = self._call(
-                        side, w, "compile_model", path, self.target, self.schedules, self.symbols,
+                        side, worker, "compile_model", getattr(self, side), self.target, self.schedules, self.symbols,
                         self.library(side), timeout=600,
                     )  # fmt: skip
-                except WorkerError:
-                    return f"the candidate cannot run: {self.failure}"
+                    worker.close()
+            except WorkerError:
+                return f"the candidate cannot run: {self.failure}"
         self.settings["tuning"] = {s: {k: v for k, v in f.items() if k != "digest"} for s, f in found.items()}
         self.judge = all(f["judge"] for f in found.values())
         same = found["original"]["digest"] == found["candidate"]["digest"]
         return "both lower to the same code" if same else ""
 
-    def _tune(self, side: str, worker: Worker, path: str, limit: float) -> None:
+    def _tune_both(self, workers: Mapping[str, Worker], deadline: float, tell: Callable[[str], None]) -> None:
+        start = time.monotonic()
+        seconds, most = deadline - start, (room() or 1 << 34) // 12
+        tell("reading the original")
+        args = (self.original, self.target, self.schedules, 0, 0.0, self.symbols)
+        known = self._call("original", workers["original"], "tune_model", *args, timeout=600)
+        reading = time.monotonic() - start
+        run = (known["ms"] if known["judge"] else self.expected_ms) / 1e3
+        # The candidate is read as well; both are compiled, which takes twice as long as reading at most, and loaded for
+        # three blocks of the fewest rounds. Of a short time only what is left then is for tuning.
+        rest = reading * (1 + 2 * 2 + 2) + 3 * 2 * LEAST_ROUNDS * run
+        half = min(0.3 * seconds, max(0.05 * seconds, (deadline - time.monotonic() - rest) / 2))
+        limits = {"original": half, "candidate": half + reading}
+        for side, worker in workers.items():
+            tell(f"tuning the {side}")
+            begun = time.monotonic()
+            self._tune(side, worker, limits[side])
+            took = time.monotonic() - begun
+            if side == "original" and took < 0.95 * half:
+                limits["candidate"] += half - took  # one that was tuned to its end leaves its rest to the candidate
+            if os.path.getsize(getattr(self, side)) > most:
+                worker.close()  # it keeps the model, which takes several times its size
+
+    def _tune(self, side: str, worker: Worker, limit: float) -> None:
         """Tune one side; a schedule that crashes the process costs what is left of the tuning, not the comparison."""
-        args = (path, self.target, self.schedules, self.trials, limit, self.symbols)
+        args = (getattr(self, side), self.target, self.schedules, self.trials, limit, self.symbols)
         try:
             worker.call(f"{_TASKS}:tune_model", *args, timeout=limit + 60)
         except WorkerError as e:
@@ -210,7 +238,7 @@ class _Sides:
 @contextmanager
 def _ready(
     sides: _Sides, pair: tuple[str, str], rng: np.random.Generator
-) -> Iterator[tuple[list[Callable[[int, int], float]], list[float]]]:
+) -> Iterator[tuple[list[Callable[[int, int, bool], float]], list[float]]]:
     """Two sides, loaded in fresh processes: what times each, and milliseconds of its first runs.
 
     A remote device takes one session at a time: one process over there has both sides then, loaded in random order.
@@ -231,8 +259,8 @@ def _ready(
             one.call(f"{_TASKS}:drop", timeout=30)
 
 
-def _timed(worker: Worker, slot: int, number: int, repeat: int) -> float:
-    return float(worker.call(f"{_TASKS}:time_side", slot, number, repeat, timeout=300))
+def _timed(worker: Worker, slot: int, number: int, repeat: int, warm: bool) -> float:
+    return float(worker.call(f"{_TASKS}:time_side", slot, number, repeat, warm, timeout=300))
 
 
 def _measure(
@@ -244,6 +272,7 @@ def _measure(
     ratios: dict[str, list[list[float]]] = {"block": [], "control": []}
     times: list[tuple[list[float], list[float]]] = []
     rounds = number = repeat = k = lost = 0
+    warm = True
     while k < len(plan):
         what, start = plan[k], time.monotonic()
         k += 1
@@ -256,6 +285,7 @@ def _measure(
                     runs = max(1, min(1000, round(10.0 / max(*once, 1e-3))))
                     repeat = min(runs, 9)
                     number = runs // repeat
+                    warm = min(once) < LONG_MS or bool(sides.target.tracker)
                     loading, left = time.monotonic() - start, deadline - time.monotonic()
                     if (blocks + controls - 1) * (loading + 1.0) > 0.6 * left:
                         blocks, controls = min(blocks, 2), min(controls, 1)
@@ -263,8 +293,9 @@ def _measure(
                     rng.shuffle(rest)
                     plan += rest
                     timing = max(0.0, left - len(rest) * loading) / len(plan)
-                    rounds = int(min(60, max(8, 1e3 * 0.9 * timing / (sum(once) * number * repeat))))
-                one, two = (partial(timer, number, repeat) for timer in timers)
+                    taken = sum(once) * (number * repeat + warm)
+                    rounds = int(min(60, max(LEAST_ROUNDS, 1e3 * 0.9 * timing / taken)))
+                one, two = (partial(timer, number, repeat, warm) for timer in timers)
                 a, b = rounds_of(one, two, rounds, rng)
         except WorkerError as e:
             if sides.failure or not e.device_lost:

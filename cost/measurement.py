@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 ROUND_MS = 2.0
 """A figure of kernel timing covers at least about this many milliseconds, so that the clock's grain does not show."""
 
+LONG_MS = 50.0
+"""Runs that take longer are timed one by one: what the caches hold at their beginning does not show in them."""
+
+FEWEST = 3
+"""Rounds of kernels that are timed at least, however little time there is."""
+
 SESSION_SECONDS = 900.0
 """A session on a remote device ends after this time by itself, lest a client that is gone keeps it."""
 
@@ -94,8 +100,8 @@ def _device_watched() -> Iterator[None]:
 
 # Kernels
 
-_kept: dict[str, tuple[Any, dict[str, np.ndarray], int]] = {}
-"""Programs that wait for their turns: inputs, and how many runs make a figure."""
+_kept: dict[str, tuple[Any, dict[str, np.ndarray], float]] = {}
+"""Programs that wait for their turns: inputs, and milliseconds of a run."""
 
 _place: list[Any] = []
 """Where they are: one place, or none yet."""
@@ -128,28 +134,50 @@ def prepare_kernel(key: str, model: bytes, target: Target, folder: str, trials: 
         executable = tvm_module.compile_module(fused, compiled_for, schedules)
         program = tvm_module.Program(executable, specs, _place[0])
     inputs = _inputs(program)
-    once = program.time(inputs, 1, 2)[-1]
-    _kept[key] = program, inputs, max(1, min(1000, int(ROUND_MS / max(once, 1e-4))))
+    once = _first(program, inputs)
+    _kept[key] = program, inputs, once
     return {"ms": once, **detail}
 
 
+def _first(program: Any, inputs: dict[str, np.ndarray]) -> float:
+    """Milliseconds of a run of a program that has not run yet."""
+    once: float = program.time(inputs, 1, 1)[0]
+    return once if once > LONG_MS else min(once, *program.time(inputs, 1, 2))
+
+
+def _runs(ms: float) -> tuple[int, int, bool]:
+    """How a kernel that takes so many milliseconds is timed: runs of a figure, figures (the last one counts), and
+    whether a run comes before them."""
+    if ms > LONG_MS:
+        return 1, 1, False
+    number = max(1, min(1000, int(ROUND_MS / max(ms, 1e-4))))
+    # After the others the caches hold little of it: its first runs are up to twice as long as later ones.
+    return number, 3 if number == 1 else 2, True
+
+
+def round_seconds(ms: float) -> float:
+    """What a kernel of so many milliseconds takes of a round of `time_kernels`."""
+    number, repeat, warm = _runs(ms)
+    return (number * repeat + warm) * ms / 1e3
+
+
 @_device_watched()
-def time_kernels(least: int, most: int, seconds: float) -> dict[str, list[float]]:
+def time_kernels(least: int, most: int, seconds: float, limit: float | None = None) -> dict[str, list[float]]:
     """Milliseconds of all kernels that are ready, one figure in each round, after some runs that are not counted; the
     order within a round is random.
 
-    least, most: rounds at least and at most; between these there are as many as fit in `seconds`. The kernels are
-    dropped afterwards.
+    least, most: rounds at least and at most; between these there are as many as fit in `seconds`. limit: seconds after
+    which `FEWEST` have to do. The kernels are dropped afterwards.
     """
     figures: dict[str, list[float]] = {key: [] for key in _kept}
     rng, start = np.random.default_rng(0), time.monotonic()
     keys = list(_kept)
     for k in range(most):
         for i in rng.permutation(len(keys)).tolist():
-            program, inputs, number = _kept[keys[i]]
-            # After the others the caches hold little of it: its first runs are up to twice as long as later ones.
-            figures[keys[i]].append(program.time(inputs, number, 3 if number == 1 else 2)[-1])
-        if k + 1 >= least and time.monotonic() - start > seconds:
+            program, inputs, ms = _kept[keys[i]]
+            figures[keys[i]].append(program.time(inputs, *_runs(ms))[-1])
+        spent = time.monotonic() - start
+        if (k + 1 >= least and spent > seconds) or (k + 1 >= FEWEST and limit is not None and spent > limit):
             break
     drop()
     return figures
@@ -167,20 +195,36 @@ def drop() -> None:
 # The two sides of a confirmation
 
 
+_fused: dict[str, Any] = {}
+"""The model that this process was asked for last, as TVM fuses it, by what was asked for."""
+
+
+def _fused_model(path: str, target: Target, symbols: dict[str, int]) -> Any:
+    from ..lowering import tvm_module, tvm_sources
+
+    key = f"{path} {target} {sorted(symbols.items())}"
+    if key not in _fused:
+        _fused.clear()
+        _fused[key] = tvm_module.fuse(tvm_sources.imported(path, symbols)[0], tvm_target_of(target))
+    return _fused[key]
+
+
 def tune_model(
     path: str, target: Target, folder: str, trials: int, seconds: float, symbols: dict[str, int],
     part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:  # fmt: skip
-    """Tune a whole model's kernels, or each n-th of them, into `folder`; the tuning's summary."""
-    from ..lowering import tvm_module, tvm_sources, tvm_tuner
+    """Tune a whole model's kernels, or each n-th of them, into `folder`; the tuning's summary.
 
-    compiled_for = tvm_target_of(target)
-    fused = tvm_module.fuse(tvm_sources.imported(path, symbols)[0], compiled_for)
+    seconds: reading the model included. A process that is asked for the same model again has it.
+    """
+    from ..lowering import tvm_tuner
+
+    end = time.monotonic() + seconds
+    compiled_for, fused = tvm_target_of(target), _fused_model(path, target, symbols)
     place = place_of(target) if trials > 0 else None
     try:
-        tuning = tvm_tuner.tune(
-            fused, compiled_for, Path(folder), trials, seconds, part=part, place=place, plateau=True
-        )
+        left = end - time.monotonic()
+        tuning = tvm_tuner.tune(fused, compiled_for, Path(folder), trials, left, part=part, place=place, plateau=True)
         return tuning.summary()
     finally:
         if place is not None:
@@ -189,10 +233,9 @@ def tune_model(
 
 def compile_model(path: str, target: Target, folder: str, symbols: dict[str, int], library: str) -> dict[str, Any]:
     """Compile a model to `library` with the schedules in `folder` ("" for none); its `digest` and kernel summary."""
-    from ..lowering import tvm_module, tvm_sources, tvm_tasks, tvm_tuner
+    from ..lowering import tvm_module, tvm_tasks, tvm_tuner
 
-    compiled_for = tvm_target_of(target)
-    fused = tvm_module.fuse(tvm_sources.imported(path, symbols)[0], compiled_for)
+    compiled_for, fused = tvm_target_of(target), _fused_model(path, target, symbols)
     known = Path(folder) if folder else None
     tuning = tvm_tuner.tune(fused, compiled_for, known, 0, 0.0)
     schedules = tvm_tasks.recorded(fused, compiled_for, known) if known else None
@@ -221,14 +264,17 @@ def load_side(slot: int, path: str, target: Target, library: str, inputs: str, s
             _place.append(place_of(target))
         program = tvm_module.Program(library, tvm_sources.specs_of(path, symbols), _place[0])
     _sides[slot] = program, _inputs(program, inputs)
-    return float(min(program.time(_sides[slot][1], 1, 3)))
+    return _first(*_sides[slot])
 
 
 @_device_watched()
-def time_side(slot: int, number: int, repeat: int) -> float:
-    """Milliseconds of a run of a loaded side: the median of `repeat` figures, each the mean of `number` runs."""
+def time_side(slot: int, number: int, repeat: int, warm: bool = True) -> float:
+    """Milliseconds of a run of a loaded side: the median of `repeat` figures, each the mean of `number` runs.
+
+    warm: whether a run comes before them that is not counted.
+    """
     program, inputs = _sides[slot]
-    return float(statistics.median(program.time(inputs, number, repeat)))
+    return float(statistics.median(program.time(inputs, number, repeat, warm)))
 
 
 def digest_optimised(path: str, target: Target) -> str:

@@ -58,6 +58,8 @@ class Cases:
         self.graph, self.reference = reference.graph, reference
         self.wanted, self.seed, self.points, self.given = wanted, seed, points, given
         self.start, self.seconds = start, seconds
+        self.begun, self.took = start, 0.0
+        """When the last case began; seconds that the last one that was compared took, as the next one will."""
         self.symbols = input_symbols(self.graph)
         self.samples, self.tried = 0, ""
         """Cases compared, and why the last that did not run did not."""
@@ -74,6 +76,7 @@ class Cases:
     def compared(self, binding: dict[str, int]) -> None:
         """The last case, at this binding, was compared."""
         self.samples += 1
+        self.took = time.monotonic() - self.begun
         if self.symbols:
             (self.bindings if self.telling else self.dull).setdefault(tuple(binding.items()), binding)
 
@@ -122,6 +125,7 @@ class Cases:
 
     def _case(self, before: Runner, binding: dict[str, int], k: int) -> Iterator[Case]:
         """The case of this binding, if the original runs there: made-up values get simpler until it does."""
+        self.begun = time.monotonic()
         unranked = [
             str(n.attrs["name"])
             for n in self.graph.nodes
@@ -194,9 +198,9 @@ class Cases:
                 before.record = tape
 
     def late(self) -> bool:
-        """Whether the time is up: only once something was compared, or nothing was for three times as long."""
+        """Whether one more case would take too long: only once one was compared, or none for three times as long."""
         limit = PATIENCE if self.seconds is None else self.seconds
-        return time.monotonic() - self.start > limit * (1 if self.samples else 3)
+        return time.monotonic() + self.took - self.start > limit * (1 if self.samples else 3)
 
 
 def _mentions_shapes(text: str) -> bool:

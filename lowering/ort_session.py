@@ -114,11 +114,15 @@ class Session:
         """The outputs, in the model's order."""
         return list(self._session.run(None, dict(inputs)))
 
-    def time(self, inputs: Mapping[str, np.ndarray] | None = None, number: int = 1, repeat: int = 5) -> list[float]:
-        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs, after one that is not counted."""
+    def time(
+        self, inputs: Mapping[str, np.ndarray] | None = None, number: int = 1, repeat: int = 5, warm: bool = True
+    ) -> list[float]:
+        """Milliseconds of one run: `repeat` figures, each the mean of `number` runs. warm: after one that is not
+        counted."""
         feed = dict(inputs) if inputs is not None else timing_inputs(self.specs)
         run, out = self._session.run, []
-        run(None, feed)
+        if warm:
+            run(None, feed)
         for _ in range(repeat):
             start = time.perf_counter()
             for _ in range(number):

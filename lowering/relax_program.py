@@ -37,6 +37,7 @@ class RelaxModel:
     schedules: Path | None = None
     runs: Callable[[RelaxModel], Any] | None = None
     binding: Mapping[str, int] = field(default_factory=dict)
+    file: Path | None = None
 
     @cached_property
     def parts(self) -> tuple[Any, dict[str, np.ndarray]]:
@@ -57,6 +58,13 @@ class RelaxModel:
     def SerializeToString(self, deterministic: bool = True) -> bytes:  # noqa: N802 (as protos have it)
         """The module as `relax_file` has it."""
         return packed(*self.parts)
+
+    def written(self, path: Path) -> Path:
+        """Where its file is: `path`, unless it was written before."""
+        if self.file is None or not self.file.exists():
+            path.write_bytes(self.SerializeToString())
+            self.file = path
+        return self.file
 
     def session(self) -> Any:
         """Compiled for this machine's processor."""

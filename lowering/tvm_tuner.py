@@ -49,8 +49,10 @@ class Tuning:
         return all(t.tuned or t.weight * t.ms <= 0.05 * whole for t in self.tasks)
 
     def summary(self) -> dict[str, Any]:
-        """Plain figures for reports."""
+        """Plain figures for reports. ms: of the kernels that were timed, all together."""
+        timed = [t.weight * t.ms for t in self.tasks if t.ms < float("inf")]
         return {
+            "ms": round(sum(timed), 6),
             "kernels": len(self.tasks),
             "tuned": sum(t.tuned for t in self.tasks),
             "trials": sum(t.trials for t in self.tasks),

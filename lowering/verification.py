@@ -109,8 +109,8 @@ def verify(
     dimensions runs at three bindings or more, 1 among them, as far as it can.
 
     samples: made-up inputs to compare at least. symbols: bindings (of some symbols or all) that are compared in
-    addition. inputs: an .npz file or arrays, compared first. custom_ops: shared libraries of operators. seconds: after
-    them no further input is tried, once one was compared.
+    addition. inputs: an .npz file or arrays, compared first. custom_ops: shared libraries of operators. seconds: no
+    input is tried that would take longer than these, once one was compared.
 
     Never raises for a model that cannot run: the verdict is then "unverified" (the original) or "failed" (the optimised
     one). Raises `UserError` for inputs or libraries that are wrong.

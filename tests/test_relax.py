@@ -100,7 +100,9 @@ def main(x: R.Tensor((2, 3), "float32")):
         "relax.nn.dropout": 1
     }
     module = script(text.replace("R.output(y)", "R.output(b)").replace("return y", "return b"))
-    expected = script(text.split("        d = ")[0].replace("a =", "b =") + "        R.output(b)\n    return b\n")
+    expected = script(
+        text.split("        d = ", maxsplit=1)[0].replace("a =", "b =") + "        R.output(b)\n    return b\n"
+    )
     tvm.ir.assert_structural_equal(expected, rewritten(module, lambda region: region.graph), map_free_vars=True)
 
 
@@ -149,7 +151,7 @@ def main(x: R.Tensor(("n", "k", "a", "b"), "float32")):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(("n", "slower"), [(4, False), (65536, True)])
+@pytest.mark.parametrize(("n", "slower"), [(4, False), (1 << 20, True)])
 def test_opaque_operators_are_timed_at_their_extents(n, slower, tmp_path):
     (region,) = regions(script(MODULES["call_tir_with_symbols"]))
     plain = saturate(region.graph, [], max_iterations=1)
