@@ -73,11 +73,11 @@ class Judge:
             except NotWritable as error:
                 result.stop(f"the candidate cannot be written as the model is ({error}): the original is returned")
                 return
-        altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
-        original = runnable(graph, folder / "original.onnx") if altered else self.run.source
-        for side, name in ((original, "original"), (model, "candidate")):
-            if isinstance(side, OwnProgram):
-                side.written(folder / f"{name}.program")  # once, for all that follows
+            altered = isinstance(self.run.source, Graph) or getattr(graph.source, "altered", False)
+            original = runnable(graph, folder / "original.onnx") if altered else self.run.source
+            for side, name in ((original, "original"), (model, "candidate")):
+                if isinstance(side, OwnProgram):
+                    side.written(folder / f"{name}.program")  # once, for all that follows
         with self._apart(original, model):
             if not self.verified(original, model, found, result):
                 return
@@ -104,6 +104,7 @@ class Judge:
             # as they will be run, and so in a time that can be borne
             original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
         with Apart() as apart:
+            apart.expect(original, model)
             original.runs = model.runs = apart.session
             yield
         original.runs = model.runs = None

@@ -1,4 +1,4 @@
-"""Programs that TVM compiles and runs, in a process of their own: a crash there costs one run.
+"""Programs that TVM compiles and runs, each in a process of its own: a crash there costs one run.
 
 A lookup that reads outside of its table, say, ends the process ("fast mode segfaults", as TVM says of `take`).
 """
@@ -7,34 +7,49 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from itertools import count
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
 from ..lowering.relax_program import RelaxModel, RelaxSession
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, unknown_function
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, roomy, unknown_function
 
 SECONDS = 600.0
 """Seconds that a program has to be compiled, and for each run."""
 
+Session: TypeAlias = "ApartSession | RelaxSession"
+
 
 class Apart:
-    """One process for the programs of a comparison; it begins with the first of them. To be used as a context."""
+    """Processes for the programs of a comparison. To be used as a context."""
 
     def __init__(self) -> None:
-        self.worker = Worker()
+        self.workers: list[Worker] = []
         self.folder = tempfile.TemporaryDirectory(prefix="xrlflow-")
-        self.numbers = count()
+        self.expected: dict[int, Future[Session]] = {}
 
-    def session(self, model: RelaxModel) -> ApartSession | RelaxSession:
+    def expect(self, *models: Any) -> None:
+        """Begin with what will be asked for, side by side if there is room: compiling takes most of a comparison."""
+        files = [self._file(model) for model in models]
+        with ThreadPoolExecutor(len(models) if all(map(roomy, files)) else 1) as pool:
+            self.expected |= {id(model): pool.submit(self._session, model) for model in models}
+
+    def session(self, model: RelaxModel) -> Session:
         """A program, ready to run. One that calls what only this process knows, functions that the user registered,
         is run in this process. Raises `WorkerError` if it cannot be compiled."""
-        number = next(self.numbers)
-        path = model.written(Path(self.folder.name, f"{number}.program"))
+        found = self.expected.pop(id(model), None)
+        return self._session(model) if found is None else found.result()
+
+    def _file(self, model: RelaxModel) -> Path:
+        return model.written(Path(self.folder.name, f"{id(model)}.program"))
+
+    def _session(self, model: RelaxModel) -> Session:
+        worker = Worker()
+        self.workers.append(worker)
         try:
-            return ApartSession(self.worker, number, path, model)
+            return ApartSession(worker, self._file(model), model)
         except WorkerError as error:
             if not unknown_function(error):
                 raise
@@ -44,22 +59,23 @@ class Apart:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.worker.close()
+        for worker in self.workers:
+            worker.close()
         self.folder.cleanup()
 
 
 class ApartSession:
     """What `RelaxSession` is, apart."""
 
-    def __init__(self, worker: Worker, number: int, path: Path, model: RelaxModel) -> None:
-        self.worker, self.number = worker, number
+    def __init__(self, worker: Worker, path: Path, model: RelaxModel) -> None:
+        self.worker = worker
         self.inputs, self.outputs = list(model.graph.input_names), list(model.graph.output_names)
         self.source = str(path), None if model.schedules is None else str(model.schedules)
         self.start = 0
         self._load()
 
     def _load(self) -> None:
-        self.worker.call(f"{__name__}:load", self.number, *self.source, timeout=SECONDS)
+        self.worker.call(f"{__name__}:load", *self.source, timeout=SECONDS)
         self.start = self.worker.starts
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -68,9 +84,7 @@ class ApartSession:
         if self.start != self.worker.starts:  # the process that had it is gone
             self._load()
         try:
-            return list(
-                self.worker.call(f"{__name__}:run", self.number, [inputs[n] for n in self.inputs], timeout=SECONDS)
-            )
+            return list(self.worker.call(f"{__name__}:run", [inputs[n] for n in self.inputs], timeout=SECONDS))
         except (WorkerDied, WorkerTimeout):
             self.start = -1
             raise
@@ -78,18 +92,18 @@ class ApartSession:
 
 # In the process
 
-_loaded: dict[int, Any] = {}
+_loaded: list[Any] = []
 
 
-def load(number: int, path: str, schedules: str | None) -> None:
+def load(path: str, schedules: str | None) -> None:
     """Compile a program."""
     from ..lowering.relax_file import unpacked
     from ..lowering.tvm_sources import Main
 
-    _loaded[number] = Main(unpacked(Path(path)), None if schedules is None else Path(schedules))
+    _loaded[:] = [Main(unpacked(Path(path)), None if schedules is None else Path(schedules))]
 
 
-def run(number: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Run it."""
-    found: list[np.ndarray] = _loaded[number](arrays)
+    found: list[np.ndarray] = _loaded[0](arrays)
     return found

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,7 +30,7 @@ from .database import Database
 from .measurement import LONG_MS
 from .target import Target
 from .verdict import LEVEL, MARGIN, Verdict, decide, rounds_of, settled
-from .worker import Worker, WorkerError, room
+from .worker import Worker, WorkerError, roomy
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +41,9 @@ _SIDES = ("original", "candidate")
 
 LEAST_ROUNDS = 8
 """Rounds of a block at least: two blocks of fewer could not show a difference."""
+
+PER_KERNEL, PER_BYTE = 0.08, 1.25e-8
+"""Seconds that compiling takes for each kernel and each byte of weights, more or less (`_Sides._tune_both`)."""
 
 MOST_BLOCKS = 24
 """Blocks and controls together that are run at most where the verdict is not clear."""
@@ -99,9 +103,9 @@ def confirm(
             save_arrays(folder / "inputs.npz", inputs)
             sides.inputs = str(folder / "inputs.npz")
         tell = progress or (lambda text: None)
-        same = sides.prepare(deadline - time.monotonic(), tell)
-        if same:
-            return _same(same, sides.settings)
+        reason = sides.prepare(deadline - time.monotonic(), tell)
+        if reason:
+            return replace(_same(reason, sides.settings), judge=sides.judge or not reason.startswith("not a judge"))
         return _measure(sides, deadline, blocks, controls, margin, np.random.default_rng(seed), tell)
 
 
@@ -174,20 +178,24 @@ class _Sides:
 
     def _prepare_tvm(self, seconds: float, tell: Callable[[str], None]) -> str:
         """Tune both sides, then compile them: kernels that they share have the same schedules in both."""
-        deadline = time.monotonic() + seconds
-        found: dict[str, Any] = {}
+        deadline, found = time.monotonic() + seconds, dict[str, Any]()
         with ExitStack() as stack:
             workers = {side: stack.enter_context(Worker(self.target.threads)) for side in _SIDES}
+            if self.trials:
+                tuned = self._tune_both(workers, deadline, tell)
+                if tuned:
+                    self.settings["tuning"], self.judge = tuned, False
+                    counts = " and ".join(f"{t['tuned']} of {t['kernels']} ({s})" for s, t in tuned.items())
+                    return f"not a judge: tuning took all the time, {counts} kernels are tuned; more time goes on"
+            tell("compiling both")
+            jobs = {side: partial(self._compile, side, worker) for side, worker in workers.items()}
             try:
-                if self.trials:
-                    self._tune_both(workers, deadline, tell)
-                for side, worker in workers.items():
-                    tell(f"compiling the {side}")
-                    found[side] = self._call(
-                        side, worker, "compile_model", getattr(self, side), self.target, self.schedules, self.symbols,
-                        self.library(side), timeout=600,
-                    )  # fmt: skip
-                    worker.close()
+                if self._large():
+                    found = {side: job() for side, job in jobs.items()}
+                else:
+                    with ThreadPoolExecutor(2) as pool:
+                        running = {side: pool.submit(job) for side, job in jobs.items()}
+                        found = {side: r.result() for side, r in running.items()}
             except WorkerError:
                 return f"the candidate cannot run: {self.failure}"
         self.settings["tuning"] = {s: {k: v for k, v in f.items() if k != "digest"} for s, f in found.items()}
@@ -195,36 +203,59 @@ class _Sides:
         same = found["original"]["digest"] == found["candidate"]["digest"]
         return "both lower to the same code" if same else ""
 
-    def _tune_both(self, workers: Mapping[str, Worker], deadline: float, tell: Callable[[str], None]) -> None:
+    def _large(self) -> bool:
+        return not all(roomy(getattr(self, side)) for side in _SIDES)
+
+    def _compile(self, side: str, worker: Worker) -> Any:
+        path, library = getattr(self, side), self.library(side)
+        args = (path, self.target, self.schedules, self.symbols, library)
+        try:
+            return self._call(side, worker, "compile_model", *args, timeout=600)
+        finally:
+            worker.close()
+
+    def _tune_both(self, workers: Mapping[str, Worker], deadline: float, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Tune both sides in turns. What was reached, if the time is over and it is not enough for a verdict."""
         start = time.monotonic()
-        seconds, most = deadline - start, (room() or 1 << 34) // 12
+        seconds = deadline - start
         tell("reading the original")
         args = (self.original, self.target, self.schedules, 0, 0.0, self.symbols)
         known = self._call("original", workers["original"], "tune_model", *args, timeout=600)
         reading = time.monotonic() - start
         run = (known["ms"] if known["judge"] else self.expected_ms) / 1e3
-        # The candidate is read as well; both are compiled, which takes twice as long as reading at most, and loaded for
-        # three blocks of the fewest rounds. Of a short time only what is left then is for tuning.
-        rest = reading * (1 + 2 * 2 + 2) + 3 * 2 * LEAST_ROUNDS * run
-        half = min(0.3 * seconds, max(0.05 * seconds, (deadline - time.monotonic() - rest) / 2))
-        limits = {"original": half, "candidate": half + reading}
-        for side, worker in workers.items():
-            tell(f"tuning the {side}")
-            begun = time.monotonic()
-            self._tune(side, worker, limits[side])
-            took = time.monotonic() - begun
-            if side == "original" and took < 0.95 * half:
-                limits["candidate"] += half - took  # one that was tuned to its end leaves its rest to the candidate
-            if os.path.getsize(getattr(self, side)) > most:
-                worker.close()  # it keeps the model, which takes several times its size
+        size = sum(os.path.getsize(f) for f in (self.original, f"{self.original}.data") if os.path.exists(f))
+        compiling, loading = known["kernels"] * PER_KERNEL + size * PER_BYTE, reading + 0.3 * size * PER_BYTE
+        # Of a short time only what is not for the rest is for tuning: compiling, three blocks of the fewest rounds.
+        rest = (2 if self._large() else 1.2) * compiling + 3 * (loading + 2 * LEAST_ROUNDS * run)
+        half = min(0.3 * seconds, max(0.05 * seconds, (deadline - time.monotonic() - reading - rest) / 2))
+        told: dict[str, Any] = {}
+        while True:
+            spared = 0.0
+            for side, worker in workers.items():
+                tell(f"tuning the {side}")
+                begun = time.monotonic()
+                limit = half + spared + (reading if side == "candidate" and side not in told else 0.0)
+                told[side] = self._tune(side, worker, limit)
+                # a side that was tuned to its end leaves its rest to the other
+                spared = max(0.0, half - (time.monotonic() - begun))
+                if self._large():
+                    worker.close()
+            if not all(told.values()) or all(t["judge"] or t["complete"] for t in told.values()):
+                return {}  # what broke off, or had all its trials, is as good as it gets
+            left = deadline - time.monotonic()
+            if left < 2.0:
+                return told
+            half = min(half, left / 2)  # nothing can be judged: all the time is for the next attempt
 
-    def _tune(self, side: str, worker: Worker, limit: float) -> None:
+    def _tune(self, side: str, worker: Worker, limit: float) -> dict[str, Any] | None:
         """Tune one side; a schedule that crashes the process costs what is left of the tuning, not the comparison."""
         args = (getattr(self, side), self.target, self.schedules, self.trials, limit, self.symbols)
         try:
-            worker.call(f"{_TASKS}:tune_model", *args, timeout=limit + 60)
+            found: dict[str, Any] = worker.call(f"{_TASKS}:tune_model", *args, timeout=limit + 60)
         except WorkerError as e:
             self.settings[f"{side}_tuning_ended"] = str(e)
+            return None
+        return found
 
     def library(self, side: str) -> str:
         return str(self.folder / f"{side}{self.target.library_suffix}")

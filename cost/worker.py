@@ -201,6 +201,11 @@ def room(share: float = 0.75) -> int | None:
         return None
 
 
+def roomy(path: str | os.PathLike[str]) -> bool:
+    """Whether several processes may hold the model in this file, which takes several times its size there."""
+    return os.path.getsize(path) <= (room() or 1 << 34) // 12
+
+
 def resolve(function: str) -> Callable[..., Any]:
     """The function that "package.module:name" names."""
     module, _, name = function.partition(":")

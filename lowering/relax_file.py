@@ -26,12 +26,17 @@ LARGE = 1 << 14
 
 def packed(module: Any, weights: Mapping[str, np.ndarray]) -> bytes:
     """A module whose function "main" has these weights as its last parameters."""
+    return b"".join(pieces(module, weights))
+
+
+def pieces(module: Any, weights: Mapping[str, np.ndarray]) -> list[Any]:
+    """What `packed` puts together: what a file can take piece by piece."""
     arrays = [np.ascontiguousarray(a) for a in weights.values()]
     told = [{"name": n, "dtype": str(a.dtype), "shape": a.shape} for n, a in zip(weights, arrays, strict=True)]
     header = json.dumps({"module": str(tvm().ir.save_json(module)), "weights": told}).encode()
     start = MAGIC + len(header).to_bytes(8, "little")
     flat: list[Any] = [x for a in arrays for x in (a.reshape(-1).view(np.uint8).data, _gap(a.nbytes))]
-    return b"".join([start, _gap(len(start)), header, _gap(len(header)), *flat])
+    return [start, _gap(len(start)), header, _gap(len(header)), *flat]
 
 
 def _gap(size: int) -> bytes:

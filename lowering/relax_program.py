@@ -14,7 +14,7 @@ from ..egraph.graph import UNKNOWN, Graph, TensorType, attributes
 from .decomposition import spelled_out
 from .plain_session import first_line
 from .relax_dimensions import Extents
-from .relax_file import LARGE, packed, with_weights
+from .relax_file import LARGE, packed, pieces, with_weights
 from .relax_forms import WRITTEN
 from .relax_region import NUMBERS, variables
 from .relax_source import RelaxSource, Value
@@ -62,7 +62,8 @@ class RelaxModel:
     def written(self, path: Path) -> Path:
         """Where its file is: `path`, unless it was written before."""
         if self.file is None or not self.file.exists():
-            path.write_bytes(self.SerializeToString())
+            with path.open("wb") as file:
+                file.writelines(pieces(*self.parts))
             self.file = path
         return self.file
 

@@ -241,8 +241,8 @@ def test_processes_and_folders_go_when_the_pass_ends(monkeypatch):
     monkeypatch.setattr(Apart, "__init__", lambda self, own=Apart.__init__: (own(self), made.append(self))[0])
     Optimize(**QUICK)(merging())
     (apart,) = made
-    assert apart.worker.starts == 1
-    assert apart.worker._process is None
+    assert [worker.starts for worker in apart.workers] == [1, 1]
+    assert all(worker._process is None for worker in apart.workers)
     assert not Path(apart.folder.name).exists()
 
 
@@ -253,8 +253,9 @@ def test_a_process_that_ends_between_two_runs_is_begun_again():
     with Apart() as apart:
         session = apart.session(region.graph.source.program(region.graph))
         first = session.run({"x": X})
-        apart.worker._process.kill()
-        apart.worker._process.wait()
+        (worker,) = apart.workers
+        worker._process.kill()
+        worker._process.wait()
         np.testing.assert_array_equal(session.run({"x": X})[0], first[0])
 
 
