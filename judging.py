@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ class Judge:
 
     def __init__(self, run: Run) -> None:
         self.run, self.options = run, run.options
+        self.compiling = 0.0
+        """Seconds that compiling took of verifying."""
 
     def decide(self, graph: Graph, found: Extraction, result: Result, folder: Path) -> None:
         """Verify and confirm what an extractor chose; it replaces the original only if both say so.
@@ -104,7 +107,11 @@ class Judge:
             # as they will be run, and so in a time that can be borne
             original.schedules = model.schedules = Database().schedules(self.run.target.fingerprint())
         with Apart() as apart:
-            apart.expect(original, model)
+            if self.options.verify:
+                with self.run.stage("verify", "compiling both to verify"):
+                    start = time.monotonic()
+                    apart.expect(original, model)
+                    self.compiling = time.monotonic() - start
             original.runs = model.runs = apart.session
             yield
         original.runs = model.runs = None
@@ -162,6 +169,7 @@ class Judge:
         if not self.options.verify:
             result.verification = Verification("unverified", detail="--no-verify was given")
             return True
+        share = self.run.share("verify")
         with self.run.stage("verify", "verifying"):
             result.verification = verify(
                 original,
@@ -170,7 +178,7 @@ class Judge:
                 symbols=[p for p in self.run.points if p],
                 inputs=self.run.given,
                 custom_ops=self.options.custom_ops,
-                seconds=self.run.share("verify"),
+                seconds=None if share is None else max(0.0, share - self.compiling),
             )
             ran = [dict(b) for b in result.verification.bindings]
             for text, binding in zip(self.options.at, self.run.points, strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from xrlflow.cost.confirm import confirm
+from xrlflow.cost.confirm import _Sides, confirm
 from xrlflow.cost.database import Database
 from xrlflow.cost.target import Target
 from xrlflow.cost.verdict import MARGIN, decide, median_interval, rounds_of, settled, wealth
+from xrlflow.cost.worker import WorkerError
 from xrlflow.errors import UserError
 
 ORT = Target("onnxruntime")
@@ -221,6 +223,49 @@ def test_tuned_tvm_is_a_judge_and_both_sides_get_the_same_trials(tmp_path):
     assert verdict.judge and verdict.speedup > 1.5
     tuning = verdict.settings["tuning"]
     assert tuning["original"]["tuned"] == tuning["original"]["kernels"] and verdict.settings["trials"] == 4
+
+
+def told(judge=False, **more):
+    return {"judge": judge, "complete": False, "tuned": 1, "kernels": 9, "ms": 1.0, **more}
+
+
+def test_time_that_cannot_suffice_is_for_tuning(tmp_path, monkeypatch):
+    turns, end = [], time.monotonic() + 8
+
+    def tune(self, side, worker, limit):
+        turns.append((side, limit))
+        time.sleep(limit)
+        return told()
+
+    monkeypatch.setattr(_Sides, "_tune", tune)
+    verdict = confirm(model([64, 64], extra=2), model([64, 64]), Target("llvm"), 8, database=Database(tmp_path))
+    assert time.monotonic() < end + 1.5
+    assert verdict.verdict == "tie" and not verdict.judge and verdict.original_ms is None
+    assert "1 of 9 (original) and 1 of 9 (candidate)" in str(verdict)
+    assert [side for side, _ in turns] == ["original", "candidate"] * (len(turns) // 2) and len(turns) > 2
+    assert turns[2][1] == turns[3][1]
+
+
+def test_both_sides_are_compiled_after_both_were_tuned(tmp_path, monkeypatch):
+    """Kernels that they share have been tuned for both then; and long runs leave less time for tuning."""
+    for expected, most in ((0.0, 0.3), (500.0, 0.1)):
+        steps = []
+
+        def tune(self, side, worker, limit, steps=steps):
+            steps.append((side, limit))
+            return told(True)
+
+        def broken(self, side, worker, steps=steps):
+            steps.append((side, 0.0))
+            raise WorkerError("no")
+
+        monkeypatch.setattr(_Sides, "_tune", tune)
+        monkeypatch.setattr(_Sides, "_compile", broken)
+        pair, options = (model([64, 64], extra=2), model([64, 64])), {"database": Database(tmp_path)}
+        verdict = confirm(*pair, Target("llvm"), 30, expected_ms=expected, **options)
+        assert "cannot run" in verdict.reason
+        assert [side for side, _ in steps[:2]] == ["original", "candidate"] and len(steps) == 4
+        assert steps[0][1] <= most * 30
 
 
 def test_models_that_lower_to_the_same_code_are_a_tie(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx
 import pytest
 
+from xrlflow.cost import measurement
 from xrlflow.cost.base import CostModel, bind
 from xrlflow.cost.bench import Bench
 from xrlflow.cost.database import Database
@@ -19,8 +22,9 @@ from xrlflow.egraph.saturate import saturate
 from xrlflow.egraph.space import SearchSpace, Selection
 from xrlflow.errors import TargetUnavailable, UserError
 from xrlflow.lowering import load, to_onnx
-from xrlflow.lowering.ort_session import optimised_digest
+from xrlflow.lowering.ort_session import Session, optimised_digest
 from xrlflow.lowering.single import NotSingle, kernel_of, single_model
+from xrlflow.lowering.tvm_module import build
 
 F32 = "float32"
 ORT = Target("onnxruntime")
@@ -326,3 +330,37 @@ def test_provider_and_level_are_options_of_the_runtime(tmp_path):
         kernels(parse_target("onnxruntime", level="none"), Database(tmp_path), seconds=60), saturate(load(path))
     )
     assert 0 < cost.total(cost.space.original) < 10
+
+
+class Counted:
+    """A program that takes `ms`; calls: how it was timed."""
+
+    def __init__(self, ms):
+        self.ms, self.calls = ms, []
+
+    def time(self, inputs, number=1, repeat=5, warm=True):
+        self.calls.append((number, repeat, warm))
+        time.sleep((number * repeat + warm) * self.ms / 1e3)
+        return [self.ms] * repeat
+
+
+def test_long_runs_are_few(monkeypatch):
+    """Nothing is run before what takes long, and rounds end when the time does."""
+    programs = {"short": Counted(0.1), "middle": Counted(10.0), "long": Counted(60.0)}
+    monkeypatch.setattr(measurement, "_kept", {k: (p, {}, p.ms) for k, p in programs.items()})
+    figures = measurement.time_kernels(5, 40, 0.0, 0.2)
+    assert {k: len(f) for k, f in figures.items()} == dict.fromkeys(programs, 3)
+    assert [programs[k].calls[0] for k in programs] == [(20, 2, True), (1, 3, True), (1, 1, False)]
+    assert not measurement._kept
+    assert measurement.round_seconds(60.0) == pytest.approx(0.06)
+    assert measurement.round_seconds(10.0) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_both_kinds_of_programs_are_timed_with_and_without_a_run_before(warm):
+    g = GraphBuilder()
+    model = to_onnx(g.build({"y": g.op("Relu", g.input("x", TensorType((4, 4), F32)))}))
+    x = {"x": np.ones((4, 4), np.float32)}
+    for program in (Session(model.SerializeToString()), build(model)):
+        figures = program.time(x, 2, 3, warm)
+        assert len(figures) == 3 and all(0 < ms < 1000 for ms in figures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -9,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 import xrlflow
 from xrlflow.egraph.graph import GraphBuilder, TensorType, Weight
 from xrlflow.lowering import load, save, to_onnx, verify
+from xrlflow.lowering.plain_session import PlainSession
 
 
 def noise(*shape, seed=0, dtype=np.float32):
@@ -336,6 +339,13 @@ def test_names_of_dimensions_that_are_sums_are_computed():
     result = verify(joined, joined)
     assert len(result.bindings) == 3
     assert all(b["past_len + len"] == b["past_len"] + b["len"] for b in result.bindings)
+
+
+def test_no_input_is_tried_that_would_take_too_long(monkeypatch):
+    run = PlainSession.run
+    monkeypatch.setattr(PlainSession, "run", lambda self, inputs: (time.sleep(0.2), run(self, inputs))[1])
+    assert verify(network(), network(merged=True), seconds=0.7).samples == 1
+    assert verify(network(), network(merged=True), seconds=20).samples == 3
 
 
 def test_the_time_limit_is_kept_but_one_sample_is_compared():
