@@ -149,12 +149,14 @@ def line(row: dict[str, Any]) -> str:
         cost, latency = row["cost"], row["latency"] or {}
         cells += [str(row["operators"]), str(row["enodes"] or "")]
         cells.append(f"{cost['original']:.4g} → {cost['optimized']:.4g}" if cost else "")
+        verdict = latency.get("verdict") or "not measured"
+        if not latency.get("judge", True):
+            verdict = "not a judge"
         if latency.get("original_ms") is None:
-            cells += ["", latency.get("verdict") or "not measured"]
+            cells += ["", verdict]
         else:
             cells.append(f"{latency['original_ms']:.3g} → {latency['optimized_ms']:.3g}")
             interval = f"{latency['ci_low']:.3f} to {latency['ci_high']:.3f}"
-            verdict = latency["verdict"] if latency.get("judge", True) else "not a judge"
             cells.append(f"{latency['speedup']:.3f} ({interval}) {verdict}")
         cells.append((row["verification"] or {}).get("verdict") or "")
         cells.append(", ".join(f"{rule} × {count}" for rule, count in row["rules"].items()))
