@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from xrlflow.cost.confirm import _Sides, confirm
+from xrlflow.cost.confirm import confirm
 from xrlflow.cost.database import Database
+from xrlflow.cost.sides import Sides
 from xrlflow.cost.target import Target
 from xrlflow.cost.verdict import MARGIN, decide, median_interval, rounds_of, settled, wealth
 from xrlflow.cost.worker import WorkerError
@@ -237,7 +238,7 @@ def test_time_that_cannot_suffice_is_for_tuning(tmp_path, monkeypatch):
         time.sleep(limit)
         return told()
 
-    monkeypatch.setattr(_Sides, "_tune", tune)
+    monkeypatch.setattr(Sides, "_tune", tune)
     verdict = confirm(model([64, 64], extra=2), model([64, 64]), Target("llvm"), 8, database=Database(tmp_path))
     assert time.monotonic() < end + 1.5
     assert verdict.verdict == "tie" and not verdict.judge and verdict.original_ms is None
@@ -259,8 +260,8 @@ def test_both_sides_are_compiled_after_both_were_tuned(tmp_path, monkeypatch):
             steps.append((side, 0.0))
             raise WorkerError("no")
 
-        monkeypatch.setattr(_Sides, "_tune", tune)
-        monkeypatch.setattr(_Sides, "_compile", broken)
+        monkeypatch.setattr(Sides, "_tune", tune)
+        monkeypatch.setattr(Sides, "_compile", broken)
         pair, options = (model([64, 64], extra=2), model([64, 64])), {"database": Database(tmp_path)}
         verdict = confirm(*pair, Target("llvm"), 30, expected_ms=expected, **options)
         assert "cannot run" in verdict.reason
