@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 
 from ..lowering.relax_program import RelaxModel, RelaxSession
-from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, roomy, unknown_function
+from .worker import Worker, WorkerDied, WorkerError, WorkerTimeout, roomy, together, unknown_function
 
 SECONDS = 600.0
 """Seconds that a program has to be compiled, and for each run."""
@@ -28,19 +28,29 @@ class Apart:
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.folder = tempfile.TemporaryDirectory(prefix="xrlflow-")
-        self.expected: dict[int, Future[Session]] = {}
+        self.expected: dict[int, Session | Exception] = {}
 
     def expect(self, *models: Any) -> None:
         """Begin with what will be asked for, side by side if there is room: compiling takes most of a comparison."""
         files = [self._file(model) for model in models]
-        with ThreadPoolExecutor(len(models) if all(map(roomy, files)) else 1) as pool:
-            self.expected |= {id(model): pool.submit(self._session, model) for model in models}
+        jobs = [partial(self._tried, model) for model in models]
+        both = together(jobs, self.workers) if all(map(roomy, files)) else [job() for job in jobs]
+        self.expected |= {id(model): found for model, found in zip(models, both, strict=True)}
 
     def session(self, model: RelaxModel) -> Session:
         """A program, ready to run. One that calls what only this process knows, functions that the user registered,
         is run in this process. Raises `WorkerError` if it cannot be compiled."""
         found = self.expected.pop(id(model), None)
-        return self._session(model) if found is None else found.result()
+        found = self._session(model) if found is None else found
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _tried(self, model: RelaxModel) -> Session | Exception:
+        try:
+            return self._session(model)
+        except Exception as error:  # noqa: BLE001 (raised where the session is asked for)
+            return error
 
     def _file(self, model: RelaxModel) -> Path:
         return model.written(Path(self.folder.name, f"{id(model)}.program"))

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from .measurement import LONG_MS
 from .sides import LEAST_ROUNDS, Sides
 from .target import Target
 from .verdict import LEVEL, MARGIN, Verdict, decide, rounds_of, settled
-from .worker import Worker, WorkerError
+from .worker import Worker, WorkerError, together
 
 if TYPE_CHECKING:
     import onnx
@@ -136,8 +135,10 @@ def _ready(
                 once[k] = sides.load(k, pair[k], one)
         else:
             workers = [one, stack.enter_context(Worker(sides.target.threads))]
-            with ThreadPoolExecutor(2) as pool:
-                once = list(pool.map(sides.load, range(2), pair, workers))
+            loads = [
+                partial(sides.load, k, side, worker) for k, (side, worker) in enumerate(zip(pair, workers, strict=True))
+            ]
+            once = together(loads, workers)
         yield [partial(_timed, worker, slot) for slot, worker in enumerate(workers)], once
         if sides.target.tracker:  # a session that just breaks off may take its server along
             one.call(f"{_TASKS}:drop", timeout=30)

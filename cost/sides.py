@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..errors import UserError
 from ..lowering.ort_session import LEVELS
 from .database import Database
 from .target import Target
-from .worker import Worker, WorkerError, roomy
+from .worker import Worker, WorkerError, roomy, together
 
 SIDES = ("original", "candidate")
 
@@ -79,7 +78,7 @@ class Sides:
 
     def _prepare_tvm(self, seconds: float, tell: Callable[[str], None]) -> str:
         """Tune both sides, then compile them: kernels that they share have the same schedules in both."""
-        deadline, found = time.monotonic() + seconds, dict[str, Any]()
+        deadline = time.monotonic() + seconds
         with ExitStack() as stack:
             workers = {side: stack.enter_context(Worker(self.target.threads)) for side in SIDES}
             if self.trials:
@@ -89,16 +88,12 @@ class Sides:
                     counts = " and ".join(f"{t['tuned']} of {t['kernels']} ({s})" for s, t in tuned.items())
                     return f"not a judge: tuning took all the time, {counts} kernels are tuned; more time goes on"
             tell("compiling both")
-            jobs = {side: partial(self._compile, side, worker) for side, worker in workers.items()}
+            jobs = [partial(self._compile, side, worker) for side, worker in workers.items()]
             try:
-                if self._large():
-                    found = {side: job() for side, job in jobs.items()}
-                else:
-                    with ThreadPoolExecutor(2) as pool:
-                        running = {side: pool.submit(job) for side, job in jobs.items()}
-                        found = {side: r.result() for side, r in running.items()}
+                both = [job() for job in jobs] if self._large() else together(jobs, list(workers.values()))
             except WorkerError:
                 return f"the candidate cannot run: {self.failure}"
+        found = dict(zip(SIDES, both, strict=True))
         self.settings["tuning"] = {s: {k: v for k, v in f.items() if k != "digest"} for s, f in found.items()}
         self.judge = all(f["judge"] for f in found.values())
         same = found["original"]["digest"] == found["candidate"]["digest"]

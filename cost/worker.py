@@ -16,9 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class WorkerError(RuntimeError):
@@ -134,7 +137,8 @@ class Worker:
 
     def _death(self, function: str) -> WorkerDied:
         process = self._process
-        assert process is not None
+        if process is None:  # another thread ended it
+            return WorkerDied(f"the worker was ended during {function}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         code = process.returncode
@@ -199,6 +203,18 @@ def room(share: float = 0.75) -> int | None:
         return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def together(jobs: Sequence[Callable[[], T]], workers: Sequence[Worker]) -> list[T]:
+    """The results of jobs that call workers, each in its own thread. A job that fails, or Ctrl-C, ends them all."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = [pool.submit(job) for job in jobs]
+        try:
+            return [job.result() for job in running]
+        except BaseException:
+            for worker in workers:
+                worker.kill()  # or the other threads would go on until they are done
+            raise
 
 
 def roomy(path: str | os.PathLike[str]) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from xrlflow.cost.database import FILE, Database, Latency, cache_folder
-from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from xrlflow.cost.worker import Worker, WorkerDied, WorkerError, WorkerTimeout, together
 
 
 def test_what_is_put_is_found_again_by_another_database(tmp_path):
@@ -180,6 +182,33 @@ def test_threads_reach_the_libraries():
     with Worker(threads=3, environment={"XRLFLOW_TEST": "yes"}) as w:
         assert w.call("os:getenv", "TVM_NUM_THREADS", timeout=30) == "3"
         assert w.call("os:getenv", "XRLFLOW_TEST", timeout=30) == "yes"
+
+
+def test_ctrl_c_does_not_wait_for_workers() -> None:
+    code = """
+from functools import partial
+from xrlflow.cost.worker import Worker, together
+workers = Worker(), Worker()
+for w in workers:
+    w.call("os:getpid", timeout=60)
+print("ready", flush=True)
+together([partial(w.call, "time:sleep", 60.0, timeout=90.0) for w in workers], workers)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(0.5)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+        assert time.monotonic() - start < 20
+
+
+def test_jobs_side_by_side_give_their_results_in_order() -> None:
+    with Worker() as one, Worker() as two:
+        numbers = [partial(worker.call, "math:sqrt", x, timeout=60.0) for worker, x in ((one, 4.0), (two, 9.0))]
+        assert together(numbers, [one, two]) == [2.0, 3.0]
+        with pytest.raises(WorkerError, match="math domain"):
+            together([numbers[0], partial(two.call, "math:sqrt", -1.0, timeout=60.0)], [one, two])
 
 
 def test_a_worker_does_not_outlive_its_parent():
