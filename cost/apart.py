@@ -31,7 +31,7 @@ class Apart:
         self.expected: dict[int, Session | Exception] = {}
 
     def expect(self, *models: Any) -> None:
-        """Begin with what will be asked for, side by side if there is room: compiling takes most of a comparison."""
+        """Compile what will be asked for, side by side if there is room: that takes most of a comparison."""
         files = [self._file(model) for model in models]
         jobs = [partial(self._tried, model) for model in models]
         both = together(jobs, self.workers) if all(map(roomy, files)) else [job() for job in jobs]
